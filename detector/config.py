@@ -1,0 +1,263 @@
+"""The configuration: every key, its type, default and meaning. Frozen once loaded.
+
+The options of losses, matchers and the drawn dataset are the keyword parameters of the classes and functions themselves.
+"""
+
+import inspect
+import json
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from datasets.emoji import draw_dataset
+from losses import BOX_LOSSES, CLASSIFICATION_LOSSES
+
+from .training.matching import MATCHERS
+from .yaml_files import ConfigError, apply_overrides, read_yaml, suggestion
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+    def options(self) -> dict[str, Any]:
+        """The values as keyword arguments, without the `name` which chose whom they are for."""
+        return {key: getattr(self, key) for key in type(self).model_fields if key != "name"}
+
+
+def _section_of(name: str, target: Callable, *, set_by_program: tuple[str, ...] = (), **extra: Any) -> type[Section]:
+    """A section whose keys are the keyword-only parameters of `target`, plus `extra` ones."""
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    fields = dict(extra)
+    for parameter in inspect.signature(target).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name not in set_by_program:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[parameter.name] = (hints[parameter.name], default)
+    return create_model(name, __base__=Section, **fields)
+
+
+def _choice(table: Mapping[str, Callable]) -> Any:
+    """The union of the sections of a table's entries, told apart by `name`."""
+    sections = [_section_of(f"{name} options", target, name=(Literal[name], ...)) for name, target in table.items()]
+    return Annotated[reduce(or_, sections), Field(discriminator="name")]
+
+
+ClassificationLoss = _choice(CLASSIFICATION_LOSSES)
+BoxLoss = _choice(BOX_LOSSES)
+Matcher = _choice(MATCHERS)
+Emoji = _section_of("emoji options", draw_dataset, set_by_program=("workers", "progress"), folder=(str, ...))
+
+
+class Split(Section):
+    annotations: str | None = None  # COCO or LVIS JSON
+    images: str | None = None  # the folder which its file names are relative to
+
+
+class Sampler(Section):
+    name: Literal["random", "repeat_factor"] = "random"
+    threshold: Fraction = 0.001  # repeat_factor: classes in a smaller fraction of the images are repeated (LVIS paper)
+    rounding: Literal["ceil", "stochastic"] = "ceil"  # of an image's repeat factor
+
+
+class Data(Section):
+    generate: Emoji | None = None  # draw this dataset first and use it, in place of train and val
+    train: Split = Split()
+    val: Split = Split()
+    short_sides: Annotated[tuple[Positive, ...], Field(min_length=1)] = (800,)  # training: one is drawn per image
+    test_short_side: Positive = 800
+    long_side: Positive = 1333  # at most, in training and test
+    flip: Fraction = 0.5  # probability of a horizontal flip
+    pad_multiple: Positive = 32
+    keep_empty: bool = True  # train on images without objects too
+    aspect_grouping: bool = True  # tall and wide images in different batches
+    sampler: Sampler = Sampler()
+    rare: Annotated[int, Field(ge=0)] = 10  # files without `frequency`: r is in at most so many training images,
+    common: Annotated[int, Field(ge=0)] = 100  # c in at most so many, f in more
+    workers: Annotated[int, Field(ge=0)] = 2  # per process
+
+
+class Backbone(Section):
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "thin"] = "resnet50"
+    weights: str | None = None  # a torchvision weight name (IMAGENET1K_V1), the path of a state dict, or none
+    frozen_stages: Annotated[int, Field(ge=0, le=5)] = 0  # 1: the stem; 2: the stem and layer1; …
+    norm: Literal["frozen_bn", "bn", "sync_bn", "gn"] = "frozen_bn"
+
+
+class Fpn(Section):
+    channels: Positive = 256
+    levels: Annotated[int, Field(ge=3, le=5)] = 5  # P3 … P5, P6 or P7
+    p6_from: Literal["c5", "p5"] = "c5"
+
+
+class Head(Section):
+    num_convs: Annotated[int, Field(ge=0)] = 4
+    width: Positive = 256
+    norm: Literal["none", "gn"] = "none"
+    prior: Annotated[float, Field(gt=0, lt=1)] = 0.01  # score of every class at the start
+
+
+class Anchors(Section):
+    base_size: Annotated[float, Field(gt=0)] = 4.0  # side of the square anchor of scale 1, in strides
+    ratios: Annotated[tuple[float, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)  # height / width
+    scales: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+    offset: Fraction = 0.5  # center in its cell: 0.5 is the middle, 0 the corner (torchvision, detectron2)
+    style: Literal["exact", "torchvision"] = "exact"
+
+
+class Model(Section):
+    weights: str | None = None  # start from this detector: a Longshot checkpoint or a torchvision RetinaNet state dict
+    backbone: Backbone = Backbone()
+    fpn: Fpn = Fpn()
+    head: Head = Head()
+    anchors: Anchors = Anchors()
+
+
+class Matching(Section):
+    matcher: Matcher = Field(default_factory=lambda: _default(Matcher, "iou"))
+    ignore_padding: bool = False  # anchors centered in the padding: ignored, or negatives like any other
+
+
+class Loss(Section):
+    classification: ClassificationLoss = Field(default_factory=lambda: _default(ClassificationLoss, "focal"))
+    box: BoxLoss = Field(default_factory=lambda: _default(BoxLoss, "smooth_l1"))
+
+
+class Optimizer(Section):
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.01  # for the whole batch_size; never rescaled
+    momentum: Fraction = 0.9  # sgd only
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay_norm_and_bias: bool = True  # weight decay on norm parameters and biases too
+    clip_norm: Annotated[float, Field(gt=0)] | None = None  # L2 norm of the whole gradient
+
+
+class Schedule(Section):
+    name: Literal["multi_step", "cosine"] = "multi_step"
+    unit: Literal["epochs", "steps"] = "epochs"  # of length, milestones and every `…_every`
+    length: Annotated[float, Field(gt=0)] = 12
+    milestones: tuple[float, ...] = (8, 11)  # multi_step: the learning rate is multiplied by `factor` here
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    final_factor: Fraction = 0.0  # cosine: of the learning rate, at the end
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    warmup_factor: Fraction = 0.001
+
+    @model_validator(mode="after")
+    def _milestones_lie_inside(self) -> "Schedule":
+        if self.name == "multi_step" and any(not 0 < m < self.length for m in self.milestones):
+            raise ValueError(f"milestones {list(self.milestones)} must lie between 0 and length {self.length:g}")
+        return self
+
+
+class Train(Section):
+    batch_size: Positive = 16  # images per optimizer step, over all processes and passes
+    images_per_pass: Positive | None = None  # what one device holds at once; none: batch_size / processes
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    log_every: Positive = 20  # steps
+    checkpoint_every: Annotated[float, Field(gt=0)] = 1  # in schedule.unit
+    keep_checkpoints: Positive = 2  # the newest, besides the best
+
+
+class Test(Section):
+    score_threshold: Fraction = 0.05
+    candidates_per_level: Positive = 1000
+    nms_threshold: Fraction = 0.5
+    detections_per_image: Positive = 100
+
+
+class Evaluation(Section):
+    every: Annotated[float, Field(gt=0)] | None = 1  # in schedule.unit; none: at the end only
+    batch_size: Positive = 8
+    protocol: Literal["auto", "lvis", "coco"] = "auto"  # auto: lvis if the file has LVIS fields
+    best_metric: Literal["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"] = "AP"
+    pictures: Annotated[int, Field(ge=0)] = 8  # validation images drawn with their detections
+
+
+class Config(Section):
+    output: str | None = None  # the run folder; none: runs/<name of the configuration file>
+    seed: Annotated[int, Field(ge=0)] = 0
+    deterministic: bool = False  # torch.use_deterministic_algorithms
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: Data = Data()
+    model: Model = Model()
+    matching: Matching = Matching()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    train: Train = Train()
+    test: Test = Test()
+    eval: Evaluation = Evaluation()
+
+
+def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
+    """The checked configuration of a YAML file with `section.key=value` overrides applied.
+
+    Raises ConfigError, one line per mistake: unknown keys and choices (with a suggestion), wrong types, values out of
+    range, missing values, duplicate keys, options of another choice.
+    """
+    path = Path(path)
+    config = parse_config(apply_overrides(read_yaml(path), overrides), where=str(path))
+    return config if config.output else config.model_copy(update={"output": f"runs/{path.stem}"})
+
+
+def parse_config(values: Mapping[str, Any], where: str = "config") -> Config:
+    """The checked configuration of a plain dictionary (what `Config.model_dump` wrote, for instance)."""
+    try:
+        # Through JSON: pydantic's strict mode then takes a list for a tuple, but still no text or boolean for a number.
+        return Config.model_validate_json(json.dumps(dict(values), default=str))
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{where}: {_message(entry, values)}" for entry in error.errors())) from error
+
+
+def _default(choice: Any, name: str) -> Section:
+    return next(s for s in typing.get_args(typing.get_args(choice)[0]) if _name_of(s) == name)(name=name)
+
+
+def _name_of(section: type[Section]) -> str:
+    return typing.get_args(section.model_fields["name"].annotation)[0]
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    if inspect.isclass(annotation) and issubclass(annotation, Section):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
+        return [section for argument in typing.get_args(annotation) for section in _sections_in(argument)]
+    return []
+
+
+def _message(error: Mapping[str, Any], values: Any) -> str:
+    """`optimizer.lrr: unknown key; did you mean 'lr'?`: one pydantic error in our words."""
+    section, path = Config, []
+    for part in error["loc"][:-1] if error["type"] == "extra_forbidden" else error["loc"]:
+        if isinstance(values, Mapping) and part not in values and values.get("name") == part:
+            continue  # pydantic's tag of the chosen alternative: no part of the user's file
+        path.append(f"[{part}]" if isinstance(part, int) else f".{part}")
+        values = values.get(part) if isinstance(values, Mapping) else None
+        field = section.model_fields.get(part) if section else None
+        inner = _sections_in(field.annotation) if field else []
+        chosen = [s for s in inner if isinstance(values, Mapping) and "name" in s.model_fields
+                  and _name_of(s) == values.get("name")]
+        section = (chosen or inner or [None])[0]
+    where = "".join(path).lstrip(".")
+    if error["type"] == "extra_forbidden":
+        key = error["loc"][-1]
+        return f"{f'{where}.' if where else ''}{key}: unknown key{suggestion(key, section.model_fields)}"
+    if error["type"] == "union_tag_invalid":
+        known = [_name_of(s) for s in inner]
+        return f"{where}.name: unknown choice {error['ctx']['tag']!r}{suggestion(error['ctx']['tag'], known)}"
+    if error["type"] == "union_tag_not_found":
+        return f"{where}: needs a `name`; known: {', '.join(_name_of(s) for s in inner)}"
+    if error["type"] == "missing":
+        return f"{where}: required, but missing"
+    if error["type"] == "literal_error":
+        known = typing.get_args(field.annotation) if field else ()
+        return f"{where}: unknown value {error['input']!r}{suggestion(error['input'], known)}"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}, found {error['input']!r}"

@@ -1,0 +1,21 @@
+"""Errors that a user can cause, told in a line instead of a traceback."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from datasets import DataError
+
+from .checkpoint import CheckpointError
+from .yaml_files import ConfigError
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """End the program with exit code 1 and `error: …` for what a user can cause; anything else keeps its traceback."""
+    try:
+        yield
+    except (ConfigError, DataError, CheckpointError, FloatingPointError) as error:
+        rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
+        sys.exit(f"{rank}error: {error}")

@@ -1,0 +1,134 @@
+"""What detections are compared with: the objects of a dataset, seen through the rules of COCO or of LVIS."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from datasets.annotations import Annotations
+
+# Object area in pixels² (S, 2), both ends included: all, small, medium, large.
+SIZE_RANGES = np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]])
+
+
+class Protocol(NamedTuple):
+    """The rules of a benchmark."""
+
+    name: str
+    federated: bool  # an image is only judged on classes known to be present or absent in it
+    per_image: int | None  # detections of an image that count, over all classes
+    limits: tuple[int, ...]  # rising: detections that count per class and image, each giving numbers of its own
+
+
+# With 300 an image there cannot be more of a class: the limit per class then cuts nothing.
+LVIS = Protocol("lvis", federated=True, per_image=300, limits=(300,))
+COCO = Protocol("coco", federated=False, per_image=None, limits=(1, 10, 100))
+PROTOCOLS = {protocol.name: protocol for protocol in (LVIS, COCO)}
+
+
+class GroundTruth(NamedTuple):
+    """The objects that a protocol looks at, sorted by cell (image_index * num_classes + label), else in file order."""
+
+    protocol: Protocol
+    num_images: int
+    num_classes: int
+    cell: NDArray[np.int64]  # (G,)
+    boxes_xywh: NDArray[np.float64]  # (G, 4)
+    crowd: NDArray[np.bool_]  # (G,) any number of detections may take it, each for its part inside
+    ignored: NDArray[np.bool_]  # (G, S) finding it is neither right nor wrong
+    verified_cells: NDArray[np.int64]  # sorted; other cells are not judged (federated only)
+    not_exhaustive_cells: NDArray[np.int64]  # sorted; objects are missing there: detections too many are no errors
+
+    @classmethod
+    def from_arrays(
+        cls,
+        protocol: Protocol,
+        *,
+        num_images: int,
+        num_classes: int,
+        image_index: ArrayLike,
+        labels: ArrayLike,
+        boxes_xywh: ArrayLike,
+        areas: ArrayLike,
+        crowd: ArrayLike,
+        ignore: ArrayLike,
+        negative_cells: ArrayLike = (),
+        not_exhaustive_cells: ArrayLike = (),
+    ) -> "GroundTruth":
+        """Objects as `protocol` sees them.
+
+        Args:
+            image_index: (G,) in [0, N), numbered by rising image id: equal scores rank in this order.
+            labels: (G,) in [0, K). Objects of an image are in the order of the file.
+            boxes_xywh: (G, 4) pixels.
+            areas: (G,) the file's `area`, which the size ranges go by (of the mask, where there was one).
+            crowd, ignore: (G,) bool.
+            negative_cells, not_exhaustive_cells: image_index * num_classes + label of LVIS's lists, in any order.
+        """
+        cell = np.asarray(image_index, np.int64) * num_classes + np.asarray(labels, np.int64)
+        areas, crowd, ignore = np.asarray(areas, np.float64), np.asarray(crowd, bool), np.asarray(ignore, bool)
+        if protocol.federated:  # `lvis` drops objects without area, and knows no crowd
+            kept, crowd = np.flatnonzero(areas > 0), np.zeros_like(crowd)
+        else:  # `pycocotools` overwrites `ignore` with `iscrowd`, and knows no lists
+            kept, ignore, negative_cells, not_exhaustive_cells = np.arange(len(cell)), crowd, (), ()
+        kept = kept[np.argsort(cell[kept], kind="stable")]
+        return cls(
+            protocol=protocol,
+            num_images=num_images,
+            num_classes=num_classes,
+            cell=cell[kept],
+            boxes_xywh=np.asarray(boxes_xywh, np.float64).reshape(-1, 4)[kept],
+            crowd=crowd[kept],
+            ignored=ignore[kept, None] | out_of_range(areas[kept]),
+            verified_cells=np.union1d(cell[kept], np.asarray(negative_cells, np.int64)),
+            not_exhaustive_cells=np.unique(np.asarray(not_exhaustive_cells, np.int64)),
+        )
+
+    @classmethod
+    def from_annotations(cls, annotations: Annotations, protocol: Protocol) -> "GroundTruth":
+        """The objects of a COCO or LVIS file as `protocol` sees them.
+
+        Raises ValueError if a federated protocol is asked of a file that does not say which classes are absent.
+        """
+        if protocol.federated and not annotations.is_lvis:
+            raise ValueError(
+                f"{annotations.path}: the {protocol.name} protocol needs 'neg_category_ids' in the images, and no "
+                "image has them; use the coco protocol"
+            )
+        num_images, num_classes = len(annotations.image_ids), len(annotations.category_ids)
+
+        def image_index(offsets: NDArray) -> NDArray[np.int64]:
+            return np.repeat(np.arange(num_images), np.diff(offsets))
+
+        negative = image_index(annotations.negative_offsets) * num_classes + annotations.negative_labels
+        not_exhaustive = image_index(annotations.not_exhaustive_offsets) * num_classes
+        return cls.from_arrays(
+            protocol,
+            num_images=num_images,
+            num_classes=num_classes,
+            image_index=image_index(annotations.offsets),
+            labels=annotations.labels,
+            boxes_xywh=annotations.boxes_xywh,
+            areas=annotations.areas,
+            crowd=annotations.crowd,
+            ignore=annotations.ignore,
+            negative_cells=negative,
+            not_exhaustive_cells=not_exhaustive + annotations.not_exhaustive_labels,
+        )
+
+    @property
+    def num_objects(self) -> NDArray[np.int64]:
+        """(K, S) objects that count."""
+        counted = np.zeros((self.num_classes, len(SIZE_RANGES)), np.int64)
+        np.add.at(counted, self.cell % self.num_classes, ~self.ignored)
+        return counted
+
+
+def out_of_range(areas: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(G,) areas -> (G, S), True where an area lies outside of a size range."""
+    return (areas[:, None] < SIZE_RANGES[:, 0]) | (areas[:, None] > SIZE_RANGES[:, 1])
+
+
+def choose_protocol(name: str, annotations: Annotations) -> Protocol:
+    """The protocol called "lvis" or "coco"; for "auto" that of the file: lvis if it has LVIS's lists."""
+    return PROTOCOLS[name if name != "auto" else "lvis" if annotations.is_lvis else "coco"]

@@ -1,0 +1,129 @@
+"""The numbers that are reported: AP and recall in percent, by size, by frequency and by class, and the table of them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .columnar import IOU_THRESHOLDS, Curves
+from .ground_truth import GroundTruth, Protocol
+
+_ALL, _SMALL, _MEDIUM, _LARGE = range(4)  # rows of SIZE_RANGES
+_SIZES = {"s": _SMALL, "m": _MEDIUM, "l": _LARGE}
+_FREQUENCIES = ("r", "c", "f")
+_AP_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+
+
+def summarize(
+    curves: Curves,
+    ground_truth: GroundTruth,
+    *,
+    category_ids: Sequence[int],
+    class_names: Sequence[str],
+    frequencies: Sequence[str] | None = None,
+    train_image_counts: Sequence[int] | None = None,
+    score_threshold: float | None = None,
+) -> dict[str, Any]:
+    """The result as plain values, ready for JSON; percent, and None where the ground truth supports no number.
+
+    Args:
+        category_ids, class_names: of the K classes, as in the file.
+        frequencies: "r", "c" or "f" for each class; without them APr, APc and APf are None.
+        train_image_counts: training images that hold each class, only to be shown.
+        score_threshold: which the detections had passed, only to be shown.
+
+    Returns:
+        AP, AP50, AP75, APs, APm, APl, APr, APc, APf;
+        AR300, ARs300, ARm300, ARl300 (LVIS) or AR1, AR10, AR100, ARs, ARm, ARl (COCO);
+        `support`: for each AP the classes and objects that it is a mean over (None for unknown frequencies);
+        `protocol`: the rules; `classes`: a row for each class.
+    """
+    precision, protocol = curves.precision[..., -1], ground_truth.protocol
+    groups = {f: [c for c, of_class in enumerate(frequencies or ()) if of_class == f] for f in _FREQUENCIES}
+    return {
+        "AP": _mean_percent(precision[..., _ALL]),
+        "AP50": _mean_percent(precision[_threshold(0.5), ..., _ALL]),
+        "AP75": _mean_percent(precision[_threshold(0.75), ..., _ALL]),
+        **{f"AP{size}": _mean_percent(precision[..., s]) for size, s in _SIZES.items()},
+        **{f"AP{f}": _mean_percent(precision[:, :, group, _ALL]) for f, group in groups.items()},
+        **_recalls(curves.recall, protocol),
+        "support": _support(curves.num_objects, groups if frequencies else None),
+        "protocol": _describe(protocol, ground_truth.num_images, score_threshold),
+        "classes": [
+            {
+                "name": class_names[c],
+                "category_id": int(category_ids[c]),
+                "frequency": frequencies[c] if frequencies else None,
+                "train_images": None if train_image_counts is None else int(train_image_counts[c]),
+                "AP": _mean_percent(precision[:, :, c, _ALL]),
+                "num_objects": int(curves.num_objects[c, _ALL]),
+            }
+            for c in range(len(category_ids))
+        ],
+    }
+
+
+def format_table(result: dict[str, Any]) -> str:
+    """The result of `summarize` as lines of text: the protocol, AP with its support, and the recalls."""
+    protocol = result["protocol"]
+    limit, per = protocol["detections_per_image"], "image"
+    if limit is None:
+        limit, per = protocol["detections_per_class_and_image"], "class and image"
+    rule = "federated" if protocol["federated"] else "exhaustive"
+    threshold = protocol["score_threshold"]
+    lines = [
+        f"{protocol['name']} protocol ({rule}): {limit} detections per {per}, IoU 0.50:0.95, "
+        f"{protocol['num_images']} images" + ("" if threshold is None else f", scores above {threshold:g}"),
+        f"{'':<6}{'percent':>9}{'classes':>9}{'objects':>9}",
+    ]
+    for key in _AP_KEYS:
+        support = result["support"][key] or {"classes": "unknown", "objects": "unknown"}
+        lines.append(f"{key:<6}{_one_decimal(result[key]):>9}{support['classes']:>9}{support['objects']:>9}")
+    recalls = [f"{key} {_one_decimal(value)}" for key, value in result.items() if key.startswith("AR")]
+    return "\n".join([*lines, "recall: " + ", ".join(recalls)])
+
+
+def _mean_percent(values: NDArray[np.float64]) -> float | None:
+    """100 times the mean of the supported values, those above -1."""
+    supported = values[values > -1]
+    return 100 * float(np.mean(supported)) if len(supported) else None
+
+
+def _threshold(iou: float) -> int:
+    return int(np.flatnonzero(np.isclose(IOU_THRESHOLDS, iou))[0])
+
+
+def _recalls(recall: NDArray[np.float64], protocol: Protocol) -> dict[str, float | None]:
+    """Recalls (T, K, S, M) under the names of their benchmark: COCO's sizes do not say the limit, LVIS's do."""
+    overall = {f"AR{limit}": _mean_percent(recall[..., _ALL, m]) for m, limit in enumerate(protocol.limits)}
+    suffix = str(protocol.per_image) if protocol.per_image is not None else ""
+    return overall | {f"AR{size}{suffix}": _mean_percent(recall[..., s, -1]) for size, s in _SIZES.items()}
+
+
+def _support(num_objects: NDArray[np.int64], groups: dict[str, list[int]] | None) -> dict[str, dict[str, int] | None]:
+    """For each AP the number of classes and objects in it; `num_objects` is (K, S)."""
+
+    def count(objects: NDArray[np.int64]) -> dict[str, int]:
+        return {"classes": int(np.count_nonzero(objects)), "objects": int(objects.sum())}
+
+    overall = {key: count(num_objects[:, _ALL]) for key in ("AP", "AP50", "AP75")}
+    by_size = {f"AP{size}": count(num_objects[:, s]) for size, s in _SIZES.items()}
+    by_frequency = {f"AP{f}": count(num_objects[groups[f], _ALL]) if groups else None for f in _FREQUENCIES}
+    return overall | by_size | by_frequency
+
+
+def _describe(protocol: Protocol, num_images: int, score_threshold: float | None) -> dict[str, Any]:
+    return {
+        "name": protocol.name,
+        "federated": protocol.federated,
+        "detections_per_image": protocol.per_image,
+        "detections_per_class_and_image": None if protocol.per_image is not None else protocol.limits[-1],
+        "iou_thresholds": [round(float(iou), 2) for iou in IOU_THRESHOLDS],
+        "num_images": num_images,
+        "score_threshold": score_threshold,
+    }
+
+
+def _one_decimal(percent: float | None) -> str:
+    return "n/a" if percent is None else f"{percent:.1f}"

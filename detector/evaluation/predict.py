@@ -1,0 +1,91 @@
+"""Detections of a network on a dataset, spread over processes, and their score."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from datasets.loader import Batch
+
+from ..distributed import Process, gather_on_rank_zero
+from ..model.postprocess import Detections, Postprocess, rescale
+from ..model.retinanet import RetinaNet
+from .columnar import ColumnarEvaluator
+from .ground_truth import GroundTruth
+from .metrics import summarize
+from .results import DetectionColumns
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores networks on one dataset. Each process runs its own batches; rank 0 does the sums.
+
+    Args:
+        batches: this process's batches; no image is in two batches, on whichever processes.
+        ground_truth: of the whole dataset.
+        category_ids, class_names, frequencies: of the K classes.
+        train_image_counts: training images that hold each class, to be shown beside its AP.
+    """
+
+    batches: Iterable[Batch]
+    ground_truth: GroundTruth
+    postprocess: Postprocess
+    process: Process
+    category_ids: Sequence[int]
+    class_names: Sequence[str]
+    frequencies: Sequence[str]
+    train_image_counts: Sequence[int] | None = None
+
+    def run(self, network: RetinaNet) -> dict | None:
+        """The result (see `metrics.summarize`) on rank 0, None on the others. Leaves the network in eval mode."""
+        return self.score(self.detections(network))
+
+    def detections(self, network: RetinaNet) -> Iterator[DetectionColumns]:
+        """The detections of this process's images, batch by batch, in the pixels of the original images."""
+        network.eval()
+        progress = tqdm(self.batches, desc="evaluate", unit="batch", disable=self.process.rank != 0, leave=False)
+        for batch in progress:
+            found = detect(network, batch, self.postprocess)
+            yield _columns(batch.image_indices, found)
+
+    def score(self, detections: Iterable[DetectionColumns]) -> dict | None:
+        """The result of every process's `detections`, on rank 0; None on the others."""
+        evaluator = ColumnarEvaluator(self.ground_truth)
+        for columns in detections:
+            evaluator.add(*columns)
+        states = gather_on_rank_zero(evaluator.state())
+        if states is None:
+            return None
+        for state in states[1:]:
+            evaluator.merge(state)
+        return summarize(
+            evaluator.accumulate(),
+            self.ground_truth,
+            category_ids=self.category_ids,
+            class_names=self.class_names,
+            frequencies=self.frequencies,
+            train_image_counts=self.train_image_counts,
+            score_threshold=self.postprocess.score_threshold,
+        )
+
+
+@torch.no_grad()
+def detect(network: RetinaNet, batch: Batch, postprocess: Postprocess) -> list[Detections]:
+    """The detections in each image of a batch, in the pixels of the original images. The network is in eval mode."""
+    sizes = [tuple(image.shape[-2:]) for image in batch.images]
+    outputs = network(network.preprocess(batch.images, batch.padded_size))
+    found = postprocess(outputs, network.anchors(batch.padded_size), sizes)
+    return [rescale(*each) for each in zip(found, sizes, batch.original_sizes, strict=True)]
+
+
+def _columns(image_indices: Sequence[int], found: Sequence[Detections]) -> DetectionColumns:
+    boxes = torch.cat([f.boxes for f in found]).cpu().double().numpy()
+    return DetectionColumns(
+        image_index=np.repeat(np.array(image_indices, np.int64), [len(f.boxes) for f in found]),
+        labels=torch.cat([f.labels for f in found]).cpu().numpy(),
+        # float64 of the float32 corners: written to a file and read back, these are the same numbers.
+        boxes_xywh=np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1),
+        scores=torch.cat([f.scores for f in found]).cpu().double().numpy(),
+    )

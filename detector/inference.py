@@ -1,0 +1,120 @@
+"""Trained detectors for a notebook: `load_model(checkpoint)`, `predict(model, images)`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datasets.images import read_image
+from datasets.transforms import View, apply_view, resized_size
+
+from .build import Classes, build_network, build_postprocess, padded_size
+from .checkpoint import CheckpointError, load_checkpoint
+from .config import Config, parse_config
+from .model.postprocess import Detections, Postprocess, rescale
+from .model.retinanet import RetinaNet
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained network with everything that its detections need to be understood."""
+
+    network: RetinaNet
+    postprocess: Postprocess
+    classes: Classes  # ids of the annotation file, names and frequencies by label
+    config: Config  # of the training run
+    device: torch.device
+
+
+class Prediction(NamedTuple):
+    """The detections in one image, by falling score; D of them."""
+
+    boxes: np.ndarray  # (D, 4) float32 xyxy, pixels of the image as it was given
+    scores: np.ndarray  # (D,) float32 in [0, 1]
+    labels: np.ndarray  # (D,) int64 in [0, K)
+    category_ids: np.ndarray  # (D,) int64: ids of the annotation file which the model was trained on
+    class_names: list[str]
+
+
+def load_model(checkpoint: Path | str, *, device: str = "cpu", score_threshold: float | None = None) -> LoadedModel:
+    """The model of a training checkpoint, ready to predict: averaged weights where the run kept them.
+
+    Args:
+        score_threshold: in place of the run's `test.score_threshold`.
+
+    Raises:
+        CheckpointError: missing, truncated or foreign file.
+    """
+    state = load_checkpoint(checkpoint)
+    missing = {"config", "classes", "model"} - state.keys()
+    if missing:
+        raise CheckpointError(f"{checkpoint}: no checkpoint of a training run; it lacks {', '.join(sorted(missing))}")
+    config = parse_config(state["config"], where=f"{checkpoint}: config")
+    classes = Classes(**state["classes"])
+    network = build_network(config.model, len(classes.ids), trained=True)
+    load_weights(network, state, checkpoint)
+    where = torch.device(device)
+    postprocess = build_postprocess(config.test, score_threshold=score_threshold)
+    return LoadedModel(network.to(where).eval(), postprocess, classes, config, where)
+
+
+def load_weights(network: RetinaNet, state: dict, checkpoint: Path | str) -> None:
+    """Put the weights of a checkpoint's content into a network, averaged ones if there are any."""
+    weights = state["model"]
+    if state.get("ema"):
+        averaged = {key.removeprefix("module."): value for key, value in state["ema"].items()}
+        weights = {key: averaged[key] for key in weights}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint}: the checkpoint of another model: {error}") from error
+
+
+@torch.no_grad()
+def predict(model: LoadedModel, images: Iterable[Path | str | Image.Image | np.ndarray]) -> list[Prediction]:
+    """The detections in each image: a path, a PIL image, or an (H, W, 3) uint8 RGB array.
+
+    Images are resized as in the test of the training run and run one by one.
+
+    Raises:
+        DataError: a path that is missing or undecodable.
+        TypeError: anything else.
+    """
+    return [_predict_one(model, _pixels(image)) for image in images]
+
+
+def _pixels(image: Path | str | Image.Image | np.ndarray) -> np.ndarray:
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return image
+    found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise TypeError(f"predict: expected a path, a PIL image or an (H, W, 3) uint8 array, found {found}")
+
+
+def _predict_one(model: LoadedModel, image: np.ndarray) -> Prediction:
+    data, size = model.config.data, image.shape[:2]
+    resized = resized_size(size, data.test_short_side, data.long_side)
+    tensor, _ = apply_view(image, np.zeros((0, 4), np.float32), View(resized, False))
+    padded = padded_size([resized], data.pad_multiple)
+    outputs = model.network(model.network.preprocess([tensor], padded))
+    (found,) = model.postprocess(outputs, model.network.anchors(padded), [resized])
+    return to_prediction(rescale(found, resized, size), model.classes)
+
+
+def to_prediction(found: Detections, classes: Classes) -> Prediction:
+    """Detections as arrays, with the names and ids of their classes."""
+    labels = found.labels.cpu().numpy()
+    return Prediction(
+        found.boxes.float().cpu().numpy(),
+        found.scores.float().cpu().numpy(),
+        labels,
+        np.array(classes.ids, np.int64)[labels],
+        [classes.names[label] for label in labels],
+    )

@@ -1,0 +1,57 @@
+"""Box arithmetic. Boxes are xyxy, in continuous pixel coordinates."""
+
+import math
+
+import torch
+from torch import Tensor
+
+# A box may grow at most 62.5-fold over its anchor (1000 px from 16 px): exp() of an untrained delta must not overflow.
+MAX_LOG_GROWTH = math.log(1000.0 / 16)
+
+
+def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Deltas (..., 4) that turn anchors into boxes: `decode(encode(boxes, anchors), anchors)` are the boxes again.
+
+    Ren et al. 2015, arXiv:1506.01497, eq. 2, without weights: (dx, dy) are shifts of the center in sides of the
+    anchor, (dw, dh) logarithms of the growth of the sides.
+
+    Args:
+        boxes: (..., 4), sides above 0.
+        anchors: (..., 4), sides above 0.
+    """
+    x, y, width, height = _centers_and_sides(boxes)
+    anchor_x, anchor_y, anchor_width, anchor_height = _centers_and_sides(anchors)
+    return torch.stack(
+        (
+            (x - anchor_x) / anchor_width,
+            (y - anchor_y) / anchor_height,
+            torch.log(width / anchor_width),
+            torch.log(height / anchor_height),
+        ),
+        dim=-1,
+    )
+
+
+def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Boxes (..., 4) from deltas and anchors, both (..., 4); the inverse of `encode` up to a growth of 62.5."""
+    anchor_x, anchor_y, anchor_width, anchor_height = _centers_and_sides(anchors)
+    dx, dy, dw, dh = deltas.unbind(-1)
+    x, y = dx * anchor_width + anchor_x, dy * anchor_height + anchor_y
+    half_width = 0.5 * (dw.clamp(max=MAX_LOG_GROWTH).exp() * anchor_width)
+    half_height = 0.5 * (dh.clamp(max=MAX_LOG_GROWTH).exp() * anchor_height)
+    return torch.stack((x - half_width, y - half_height, x + half_width, y + half_height), dim=-1)
+
+
+def clip(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Boxes (..., 4) with every corner moved into the image of size (height, width)."""
+    height, width = image_size
+    left, top, right, bottom = boxes.unbind(-1)
+    return torch.stack(
+        (left.clamp(0, width), top.clamp(0, height), right.clamp(0, width), bottom.clamp(0, height)), dim=-1
+    )
+
+
+def _centers_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    left, top, right, bottom = boxes.unbind(-1)
+    width, height = right - left, bottom - top
+    return left + 0.5 * width, top + 0.5 * height, width, height

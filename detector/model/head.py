@@ -1,0 +1,86 @@
+"""RetinaNet's head: a class tower and a box tower, shared by all pyramid levels."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from .norms import group_norm
+
+
+class HeadOutputs(NamedTuple):
+    """Raw outputs per level, finest first. Row (y * W + x) * A + a belongs to anchor a of cell (y, x)."""
+
+    logits: list[Tensor]  # (N, R_l, K) per level
+    deltas: list[Tensor]  # (N, R_l, 4) per level, see boxes.encode
+
+
+def flatten_level(maps: Tensor, depth: int) -> Tensor:
+    """(N, A * D, H, W) maps -> (N, H * W * A, D), D = `depth`: one row per anchor.
+
+    Channels are anchor-outermost (channel = a * D + d). The one place that knows this layout; without a copy if the
+    maps are channels-last in memory.
+    """
+    n, channels, height, width = maps.shape
+    return maps.view(n, channels // depth, depth, height, width).permute(0, 3, 4, 1, 2).reshape(n, -1, depth)
+
+
+class RetinaHead(nn.Module):
+    """Class logits and class-agnostic box deltas for A anchors per cell (Lin et al. 2017, arXiv:1708.02002, section 4).
+
+    Args:
+        channels: of the pyramid.
+        num_classes: K.
+        num_anchors: A.
+        num_convs: 3x3 convolutions in each tower; 0 predicts from the pyramid itself.
+        width: channels of the towers.
+        norm: "gn" puts GroupNorm (32 groups, fewer under 64 channels) after each convolution of the towers.
+        prior: score of every class before training. Nearly all anchors are background, and at 0.5 their loss would
+            swamp the first steps.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_classes: int,
+        num_anchors: int,
+        num_convs: int = 4,
+        width: int = 256,
+        norm: Literal["none", "gn"] = "none",
+        prior: float = 0.01,
+    ):
+        super().__init__()
+        self.num_classes = num_classes
+        self.class_tower = _tower(channels, width, num_convs, norm)
+        self.box_tower = _tower(channels, width, num_convs, norm)
+        features = width if num_convs else channels
+        self.logits = nn.Conv2d(features, num_anchors * num_classes, 3, padding=1)
+        self.deltas = nn.Conv2d(features, num_anchors * 4, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.constant_(self.logits.bias, -math.log((1 - prior) / prior))
+
+    def forward(self, pyramid: Sequence[Tensor]) -> HeadOutputs:
+        """Pyramid levels (N, channels, H_l, W_l) -> logits and deltas of their R_l = H_l * W_l * A anchors."""
+        return HeadOutputs(
+            logits=[flatten_level(self.logits(self.class_tower(level)), self.num_classes) for level in pyramid],
+            deltas=[flatten_level(self.deltas(self.box_tower(level)), 4) for level in pyramid],
+        )
+
+
+def _tower(channels: int, width: int, num_convs: int, norm: str) -> nn.Sequential:
+    blocks = []
+    for i in range(num_convs):
+        # A bias before a norm layer would be subtracted again.
+        block = OrderedDict(conv=nn.Conv2d(width if i else channels, width, 3, padding=1, bias=norm == "none"))
+        if norm == "gn":
+            block["norm"] = group_norm(width)
+        block["relu"] = nn.ReLU(inplace=True)
+        blocks.append(nn.Sequential(block))
+    return nn.Sequential(*blocks)

@@ -1,0 +1,164 @@
+"""What a run tells while it goes on: progress bar, log.txt, metrics.jsonl, TensorBoard. Only rank 0 speaks."""
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from datasets.loader import Batch
+
+_QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
+
+
+class RunLog:
+    """Writes into the run folder and to the terminal; does nothing on ranks other than 0.
+
+    Args:
+        folder: of the run; `metrics.jsonl` is cut back to `step`, so that a resumed run leaves no step twice.
+        step: where this run starts.
+        frequencies: "r", "c" or "f" per class, to group per-class numbers.
+        log_every: steps between two records of training.
+        enabled: True on rank 0.
+    """
+
+    def __init__(self, folder: Path, *, step: int, frequencies: Sequence[str], log_every: int, enabled: bool):
+        self.folder, self.enabled, self.log_every = folder, enabled, log_every
+        self.groups = {g: np.flatnonzero(np.array(frequencies) == g) for g in "rcf" if g in frequencies}
+        self.data_seconds = self.step_seconds = 0.0
+        self.bar: tqdm | None = None
+        if enabled:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._cut_back(step)
+            self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress bar and append it to log.txt."""
+        if self.enabled:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def progress(self, batches: Iterable[Batch], *, first: int, total: int) -> Iterator[Batch]:
+        """The batches, with a bar that counts steps from `first` to `total`; measures the wait for data and the steps."""
+        interval = 0.5 if sys.stderr.isatty() else 30
+        iterator = iter(batches)
+        with tqdm(
+            total=total, initial=first, desc="train", unit="step", disable=not self.enabled,
+            mininterval=interval, maxinterval=interval, dynamic_ncols=True,
+        ) as self.bar:  # fmt: skip
+            while True:
+                begin = time.perf_counter()
+                batch = next(iterator, None)
+                if batch is None:
+                    return
+                loaded = time.perf_counter()
+                yield batch
+                self.data_seconds += loaded - begin
+                self.step_seconds += time.perf_counter() - loaded
+                self.bar.update()
+
+    def training(self, step: int, numbers: dict[str, float], classification: nn.Module) -> None:
+        """Record the numbers of a step, if one is due."""
+        if not self.enabled or step % self.log_every:
+            return
+        numbers = {
+            **numbers,
+            "data_seconds": self.data_seconds / self.log_every,  # the wait of this step is counted with the next record
+            "step_seconds": self.step_seconds / self.log_every,
+            "memory_gb": _peak_memory_gb(),
+        }
+        self.data_seconds = self.step_seconds = 0.0
+        if hasattr(classification, "gradient_ratio"):
+            numbers |= self.by_group("gradient_ratio", classification.gradient_ratio.cpu().numpy())
+        self._record(step, "train", numbers)
+        self.bar.set_postfix_str(
+            f"loss {numbers['loss']:.3f} (cls {numbers['classification']:.3f} box {numbers['box']:.3f}), "
+            f"data {numbers['data_seconds']:.2f}s step {numbers['step_seconds']:.2f}s, {numbers['memory_gb']:.1f} GB"
+        )
+
+    def evaluation(self, step: int, metrics: dict[str, float | None]) -> None:
+        """Record the metrics of an evaluation (percent; None without support)."""
+        if self.enabled:
+            self._record(step, "evaluation", metrics)
+
+    def evaluations(self) -> dict[int, dict]:
+        """The recorded evaluations by step."""
+        records = self._records() if self.enabled else []
+        return {record["step"]: record for record in records if record["kind"] == "evaluation"}
+
+    def picture(self, step: int, tag: str, image: np.ndarray) -> None:
+        """Show an (H, W, 3) uint8 picture in TensorBoard."""
+        if self.enabled:
+            self.writer.add_image(tag, image, step, dataformats="HWC")
+
+    def by_group(self, name: str, per_class: np.ndarray) -> dict[str, float]:
+        """Quantiles of a (K,) array over the classes of each frequency group, as `name/r/median` and so on."""
+        return {
+            f"{name}/{group}/{label}": float(np.quantile(per_class[classes], q))
+            for group, classes in self.groups.items()
+            for label, q in _QUANTILES.items()
+        }
+
+    def close(self) -> None:
+        """Write out what TensorBoard still holds back."""
+        if self.enabled:
+            self.writer.close()
+
+    def _record(self, step: int, kind: str, numbers: dict[str, float | None]) -> None:
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "kind": kind, **numbers}) + "\n")
+        for name, value in numbers.items():
+            if value is not None:
+                self.writer.add_scalar(f"{kind}/{name}", value, step)
+        self.writer.flush()
+
+    def _records(self) -> list[dict]:
+        path = self.folder / "metrics.jsonl"
+        # A run that was killed may leave half a last line.
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def _cut_back(self, step: int) -> None:
+        kept = [json.dumps(record) + "\n" for record in self._records() if record["step"] <= step]
+        (self.folder / "metrics.jsonl").write_text("".join(kept), encoding="utf-8")
+
+
+def environment() -> dict[str, str | int | bool | None]:
+    """What the run's numbers may depend on besides its configuration: versions, machine, the commit of the code."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):  # no git, or the code lies in no checkout
+        commit, changes = None, ""
+    return {
+        "command": " ".join(sys.argv),
+        "commit": commit,
+        "uncommitted_changes": bool(changes.strip()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _peak_memory_gb() -> float:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
