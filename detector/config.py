@@ -33,7 +33,7 @@ class Section(BaseModel):
         return {key: getattr(self, key) for key in type(self).model_fields if key != "name"}
 
 
-def _section_of(name: str, target: Callable, *, set_by_program: tuple[str, ...] = (), **extra: Any) -> type[Section]:
+def _section_of(title: str, target: Callable, *, set_by_program: tuple[str, ...] = (), **extra: Any) -> type[Section]:
     """A section whose keys are the keyword-only parameters of `target`, plus `extra` ones."""
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     fields = dict(extra)
@@ -41,18 +41,21 @@ def _section_of(name: str, target: Callable, *, set_by_program: tuple[str, ...] 
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name not in set_by_program:
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
             fields[parameter.name] = (hints[parameter.name], default)
-    return create_model(name, __base__=Section, **fields)
+    return create_model(title, __base__=Section, **fields)
 
 
-def _choice(table: Mapping[str, Callable]) -> Any:
-    """The union of the sections of a table's entries, told apart by `name`."""
-    sections = [_section_of(f"{name} options", target, name=(Literal[name], ...)) for name, target in table.items()]
-    return Annotated[reduce(or_, sections), Field(discriminator="name")]
+def _sections_of(table: Mapping[str, Callable]) -> dict[str, type[Section]]:
+    """A section for each entry of a table, with the entry's key as its `name`."""
+    return {name: _section_of(f"{name} options", target, name=(Literal[name], name)) for name, target in table.items()}
 
 
-ClassificationLoss = _choice(CLASSIFICATION_LOSSES)
-BoxLoss = _choice(BOX_LOSSES)
-Matcher = _choice(MATCHERS)
+def _one_of(sections: Mapping[str, type[Section]]) -> Any:
+    return Annotated[reduce(or_, sections.values()), Field(discriminator="name")]
+
+
+_CLASSIFICATION = _sections_of(CLASSIFICATION_LOSSES)
+_BOX = _sections_of(BOX_LOSSES)
+_MATCHERS = _sections_of(MATCHERS)
 Emoji = _section_of("emoji options", draw_dataset, set_by_program=("workers", "progress"), folder=(str, ...))
 
 
@@ -121,13 +124,13 @@ class Model(Section):
 
 
 class Matching(Section):
-    matcher: Matcher = Field(default_factory=lambda: _default(Matcher, "iou"))
+    matcher: _one_of(_MATCHERS) = _MATCHERS["iou"]()
     ignore_padding: bool = False  # anchors centered in the padding: ignored, or negatives like any other
 
 
 class Loss(Section):
-    classification: ClassificationLoss = Field(default_factory=lambda: _default(ClassificationLoss, "focal"))
-    box: BoxLoss = Field(default_factory=lambda: _default(BoxLoss, "smooth_l1"))
+    classification: _one_of(_CLASSIFICATION) = _CLASSIFICATION["focal"]()
+    box: _one_of(_BOX) = _BOX["smooth_l1"]()
 
 
 class Optimizer(Section):
@@ -217,10 +220,6 @@ def parse_config(values: Mapping[str, Any], where: str = "config") -> Config:
         raise ConfigError("\n".join(f"{where}: {_message(entry, values)}" for entry in error.errors())) from error
 
 
-def _default(choice: Any, name: str) -> Section:
-    return next(s for s in typing.get_args(typing.get_args(choice)[0]) if _name_of(s) == name)(name=name)
-
-
 def _name_of(section: type[Section]) -> str:
     return typing.get_args(section.model_fields["name"].annotation)[0]
 
@@ -243,8 +242,11 @@ def _message(error: Mapping[str, Any], values: Any) -> str:
         values = values.get(part) if isinstance(values, Mapping) else None
         field = section.model_fields.get(part) if section else None
         inner = _sections_in(field.annotation) if field else []
-        chosen = [s for s in inner if isinstance(values, Mapping) and "name" in s.model_fields
-                  and _name_of(s) == values.get("name")]
+        chosen = [
+            s
+            for s in inner
+            if isinstance(values, Mapping) and "name" in s.model_fields and _name_of(s) == values.get("name")
+        ]
         section = (chosen or inner or [None])[0]
     where = "".join(path).lstrip(".")
     if error["type"] == "extra_forbidden":

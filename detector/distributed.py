@@ -35,11 +35,15 @@ def process_group(device: str = "auto") -> Iterator[Process]:
     missing = [name for name, value in here.items() if value is None]
     # A stray RANK or MASTER_ADDR of a batch system must not make a process wait for company that never comes.
     if missing and here["RANK"] is not None and here["WORLD_SIZE"] is not None:
-        raise ValueError(f"RANK and WORLD_SIZE are set, but {', '.join(missing)} not: start with `torchrun`, or unset them")
+        raise ValueError(
+            f"RANK and WORLD_SIZE are set, but {', '.join(missing)} not: start with `torchrun`, or unset them"
+        )
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     local_rank = 0 if missing else int(here["LOCAL_RANK"])
     if use_cuda and local_rank >= torch.cuda.device_count():
-        raise ValueError(f"device: cuda, but process {local_rank} of this machine finds {torch.cuda.device_count()} GPUs")
+        raise ValueError(
+            f"device: cuda, but process {local_rank} of this machine finds {torch.cuda.device_count()} GPUs"
+        )
     where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(where)

@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 from datasets.images import read_image
+from datasets.loader import padded_size
 from datasets.transforms import View, apply_view, resized_size
 
-from .build import Classes, build_network, build_postprocess, padded_size
+from .build import build_network
 from .checkpoint import CheckpointError, load_checkpoint
+from .classes import Classes
 from .config import Config, parse_config
 from .model.postprocess import Detections, Postprocess, rescale
 from .model.retinanet import RetinaNet
@@ -55,10 +57,11 @@ def load_model(checkpoint: Path | str, *, device: str = "cpu", score_threshold: 
         raise CheckpointError(f"{checkpoint}: no checkpoint of a training run; it lacks {', '.join(sorted(missing))}")
     config = parse_config(state["config"], where=f"{checkpoint}: config")
     classes = Classes(**state["classes"])
-    network = build_network(config.model, len(classes.ids), trained=True)
+    network = build_network(config.model, len(classes.ids), pretrained=False)
     load_weights(network, state, checkpoint)
     where = torch.device(device)
-    postprocess = build_postprocess(config.test, score_threshold=score_threshold)
+    options = config.test.options() | ({} if score_threshold is None else {"score_threshold": score_threshold})
+    postprocess = Postprocess(**options)
     return LoadedModel(network.to(where).eval(), postprocess, classes, config, where)
 
 

@@ -1,18 +1,26 @@
 """A whole training run: the run folder, resuming, training, evaluation, and the table at the end."""
 
 import json
-import logging
 from pathlib import Path
 
 import torch
 import yaml
+from PIL import Image
 
-from .build import Data, build_data, build_evaluation, build_run, build_schedule, build_training_loader
+from .build import (
+    Data,
+    build_data,
+    build_evaluation,
+    build_pictures,
+    build_run,
+    build_schedule,
+    build_training_loader,
+    images_per_pass,
+)
 from .checkpoint import CheckpointError, load_checkpoint, mark_best, prune, save_checkpoint, saved_steps, step_path
 from .config import Config
 from .distributed import Process, barrier, from_rank_zero
 from .evaluation.metrics import table
-from .evaluation.predict import Evaluation
 from .training.engine import Run, train
 from .training.run_log import RunLog, environment
 from .yaml_files import ConfigError
@@ -25,7 +33,7 @@ def run_training(config: Config, process: Process, resume: str | None = None) ->
 
     Args:
         resume: None for a new run; "auto" to go on from the newest checkpoint in the run folder, or to start if there
-            is none; or the path of a checkpoint of this run.
+            is none; or the path of a checkpoint.
 
     Raises:
         ConfigError: the run folder holds another run, or the configuration does not fit data, machine or checkpoint.
@@ -35,47 +43,43 @@ def run_training(config: Config, process: Process, resume: str | None = None) ->
     state = from_rank_zero(_state_to_resume(folder, resume) if process.rank == 0 else None)
     _set_seed(config)
     data = build_data(config, process)
+    schedule = build_schedule(config, data.stream)
+    per_pass = images_per_pass(config, process)
+    evaluation = build_evaluation(config, data.val, data.classes, process)
     run = build_run(config, data.classes, process)
-    if state is not None:
-        _restore(run, state, data, config)
-    schedule = build_schedule(config, data)
+    changes = _restore(run, state, data, config) if state else []
     log = RunLog(
         folder, step=run.step, frequencies=data.classes.frequencies,
         log_every=config.train.log_every, enabled=process.rank == 0,
     )  # fmt: skip
-    _introduce(log, config, data, run, schedule.total_steps)
-    evaluation = build_evaluation(config, data, process)
-    checkpoints = folder / "checkpoints"
+    _introduce(log, config, data, run, schedule.total_steps, changes)
 
     def save() -> None:
         if process.rank == 0:
-            save_checkpoint(step_path(checkpoints, run.step), _content(run, data, config))
-            prune(checkpoints, config.train.keep_checkpoints)
+            save_checkpoint(step_path(folder / "checkpoints", run.step), _content(run, data, config))
+            prune(folder / "checkpoints", config.train.keep_checkpoints)
         barrier()
 
     def evaluate() -> None:
-        _evaluate(run, evaluation, log, config.eval.best_metric, checkpoints)
+        result = evaluation.run(run.evaluated_network)
+        if result is not None:
+            _record(log, run.step, result, config.eval.best_metric)
+            if config.eval.pictures:
+                _show(log, run.step, build_pictures(config, data, run.evaluated_network))
 
-    # A run may have been killed between a checkpoint and the evaluation of the same step.
-    due = run.step > 0 and (run.step == schedule.total_steps or run.step % (schedule.evaluate_every or run.step + 1) == 0)
+    every = schedule.evaluate_every
+    due = run.step == schedule.total_steps or (every and run.step > 0 and run.step % every == 0)
+    # A run may have been stopped between a checkpoint and the evaluation of the same step.
     if from_rank_zero(due and run.step not in log.evaluations()):
         evaluate()
+    batches = build_training_loader(config, data, process, first=run.step, total=schedule.total_steps)
     train(
-        run,
-        build_training_loader(config, data, process, first=run.step, total=schedule.total_steps),
-        process,
-        total_steps=schedule.total_steps,
-        learning_rate=schedule.learning_rate,
-        images_per_pass=schedule.images_per_pass,
-        precision=config.train.precision,
-        clip_norm=config.optimizer.clip_norm,
-        log=log,
-        save=save,
-        evaluate=evaluate,
-        save_every=schedule.save_every,
-        evaluate_every=schedule.evaluate_every,
-    )
-    _conclude(log, folder)
+        run, batches, process,
+        total_steps=schedule.total_steps, learning_rate=schedule.learning_rate,
+        images_per_pass=per_pass, precision=config.train.precision, clip_norm=config.optimizer.clip_norm,
+        log=log, save=save, evaluate=evaluate, save_every=schedule.save_every, evaluate_every=every,
+    )  # fmt: skip
+    _conclude(log)
     log.close()
 
 
@@ -84,18 +88,16 @@ def _state_to_resume(folder: Path, resume: str | None) -> dict | None:
     if resume is not None and resume != "auto":
         return load_checkpoint(resume)
     newest_first = saved_steps(folder / "checkpoints")[::-1]
-    if resume is None:
-        if newest_first or (folder / "config.yaml").exists():
-            raise ConfigError(
-                f"{folder}: holds a run already; go on with it by --resume auto, choose another folder by output=FOLDER, "
-                "or delete it"
-            )
-        return None
+    if resume is None and (newest_first or (folder / "config.yaml").exists()):
+        raise ConfigError(
+            f"{folder}: holds a run already; go on with it by --resume auto, choose another folder by output=FOLDER, "
+            "or delete it"
+        )
     for path in newest_first:
         try:
             return load_checkpoint(path)
         except CheckpointError as error:
-            logging.getLogger(__name__).warning("%s; going back to the checkpoint before it", error)
+            print(f"warning: {error}; trying the checkpoint before it", flush=True)
     if newest_first:
         raise CheckpointError(f"{folder / 'checkpoints'}: none of its {len(newest_first)} checkpoints can be read")
     return None
@@ -109,21 +111,31 @@ def _set_seed(config: Config) -> None:
 
 
 def _content(run: Run, data: Data, config: Config) -> dict:
-    return {"format": _FORMAT, **run.state_dict(), "config": config.model_dump(mode="json"), "classes": data.classes.plain()}
+    """What a checkpoint holds: enough to go on, and enough to use the model without anything else."""
+    return {
+        "format": _FORMAT,
+        "config": config.model_dump(mode="json"),
+        "classes": data.classes._asdict(),
+        **run.state_dict(),
+    }
 
 
-def _restore(run: Run, state: dict, data: Data, config: Config) -> None:
+def _restore(run: Run, state: dict, data: Data, config: Config) -> list[str]:
+    """Put a checkpoint's state into `run`; returns the options that differ from those of the checkpoint."""
     if state.get("format") != _FORMAT:
-        raise CheckpointError(f"--resume: format {state.get('format')!r}, expected {_FORMAT!r}: no checkpoint of a training run")
-    data.classes.check_same(state["classes"], "the checkpoint")
+        raise CheckpointError(
+            f"--resume: found format {state.get('format')!r}, expected {_FORMAT!r}: not a checkpoint of a training run. "
+            "To start from a detector's weights, set model.weights"
+        )
+    theirs = state["classes"]
+    data.classes.check_same(theirs["ids"], theirs["names"], here="the training set", there="the checkpoint to resume")
     try:
         run.load_state_dict(state)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"--resume: this checkpoint belongs to another model or optimizer: {error}") from error
+        raise CheckpointError(f"--resume: the checkpoint is of another model, loss or optimizer: {error}") from error
     before, now = _flat(state["config"]), _flat(config.model_dump(mode="json"))
-    changed = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in sorted(before | now) if before.get(key) != now.get(key)]
-    if changed:
-        logging.getLogger(__name__).warning("resuming with a changed configuration: %s", "; ".join(changed))
+    keys = sorted(key for key in before | now if before.get(key) != now.get(key))
+    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys]
 
 
 def _flat(values: dict, prefix: str = "") -> dict:
@@ -133,42 +145,68 @@ def _flat(values: dict, prefix: str = "") -> dict:
     return flat
 
 
-def _introduce(log: RunLog, config: Config, data: Data, run: Run, total_steps: int) -> None:
+def _introduce(log: RunLog, config: Config, data: Data, run: Run, total_steps: int, changes: list[str]) -> None:
+    """Write down what is about to be trained, on what, with what."""
     if not log.enabled:
         return
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     (log.folder / "config.yaml").write_text(resolved, encoding="utf-8")
     (log.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
     log.say(resolved)
-    log.say(data.describe())
+    for change in changes:
+        log.say(f"warning: resumed with a changed configuration: {change}")
+    log.say(describe(data))
     parameters = sum(p.numel() for p in run.network.parameters() if p.requires_grad)
-    log.say(f"{parameters / 1e6:.2f} M trainable parameters; steps {run.step} to {total_steps}; run folder {log.folder}")
+    log.say(
+        f"{parameters / 1e6:.2f} M trainable parameters; steps {run.step} to {total_steps}; run folder {log.folder}"
+    )
 
 
-def _evaluate(run: Run, evaluation: Evaluation, log: RunLog, best_metric: str, checkpoints: Path) -> None:
-    result = evaluation.run(run.evaluated_network)
-    if result is None:  # not rank 0
-        return
-    values = {key: value for key, value in result.items() if isinstance(value, float | None)}
-    log.evaluation(run.step, values)
-    (log.folder / "metrics.json").write_text(json.dumps({"step": run.step, **result}, indent=1) + "\n", encoding="utf-8")
-    log.say(f"step {run.step}\n{table(result)}")
-    best = max(((r[best_metric] or 0.0), step) for step, r in log.evaluations().items())
-    if best[1] == run.step and step_path(checkpoints, run.step).exists():
-        mark_best(step_path(checkpoints, run.step))
-    picture = evaluation.picture(run.evaluated_network)
-    if picture is not None:
-        path = evaluation.save_picture(picture, log.folder / "pictures" / f"step_{run.step:08d}.png")
-        log.picture(run.step, "detections", picture)
-        log.say(f"detections beside ground truth: {path}")
+def describe(data: Data) -> str:
+    """A few lines on what is in the data: images, objects, the most and the least frequent classes, boxes left out."""
+    lines = []
+    for name, split in (("train", data.train), ("val", data.val)):
+        objects = int(split.annotations.instance_counts.sum())
+        lines.append(f"{name}: {len(split)} images, {objects} objects ({split.annotations.path})")
+        lines += [split.report] if split.report else []
+    classes = data.classes
+    sizes = {group: classes.frequencies.count(group) for group in "rcf"}
+    order = sorted(range(len(classes.ids)), key=lambda k: -classes.train_images[k])
+    shown = [f"{classes.names[k]} {classes.train_images[k]}" for k in order]
+    middle = [] if len(shown) <= 10 else ["…"]
+    lines.append(
+        f"{len(shown)} classes (rare {sizes['r']}, common {sizes['c']}, frequent {sizes['f']}), with training images: "
+        + ", ".join([*shown[:5], *middle, *shown[-5:]] if middle else shown)
+    )
+    lines.append(f"an epoch is {data.stream.epoch_length:g} images after the sampler")
+    return "\n".join(lines)
 
 
-def _conclude(log: RunLog, folder: Path) -> None:
+def _record(log: RunLog, step: int, result: dict, best_metric: str) -> None:
+    """Write an evaluation down, and keep its checkpoint if it is the best so far."""
+    log.evaluation(step, {key: value for key, value in result.items() if isinstance(value, float | None)})
+    (log.folder / "metrics.json").write_text(json.dumps({"step": step, **result}, indent=1) + "\n", encoding="utf-8")
+    log.say(f"step {step}\n{table(result)}")
+    checkpoint = step_path(log.folder / "checkpoints", step)
+    best_step = max((record[best_metric] or 0.0, step) for step, record in log.evaluations().items())[1]
+    if best_step == step and checkpoint.exists():
+        mark_best(checkpoint)
+
+
+def _show(log: RunLog, step: int, picture) -> None:
+    path = log.folder / "pictures" / f"step_{step:08d}.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(picture).save(path)
+    log.picture(step, "detections", picture)
+    log.say(f"detections beside ground truth: {path}")
+
+
+def _conclude(log: RunLog) -> None:
+    """The last words: the table, a picture to look at, the command that shows the curves."""
     if not log.enabled:
         return
-    result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    pictures = sorted((folder / "pictures").glob("*.png"))
-    log.say(f"\n{table(result)}")
+    log.say(f"\n{table(json.loads((log.folder / 'metrics.json').read_text(encoding='utf-8')))}")
+    pictures = sorted((log.folder / "pictures").glob("*.png"))
     if pictures:
         log.say(f"detections beside ground truth: {pictures[-1]}")
-    log.say(f"curves and pictures: tensorboard --logdir {folder}")
+    log.say(f"curves and pictures: tensorboard --logdir {log.folder}")

@@ -122,6 +122,6 @@ class EqualizedFocalLoss(nn.Module):
             k = y.clamp(min=0)
             at_label = pick(size, k)
             self.pending[0].index_add_(0, k, torch.where(y >= 0, at_label, 0.0).double())
-            # Positives are left out before the sum; "all - positives" would cancel: at first they outweigh the rest by 1e8.
+            # Left out before the sum: "all - positives" would cancel, a positive being 1e8 times a negative at first.
             put(size, k, torch.where(y >= 0, 0.0, at_label))
             self.pending[1] += size.sum(0)

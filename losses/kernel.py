@@ -1,6 +1,6 @@
 """The sum that focal and equalized focal loss share, with a small memory footprint.
 
-With p = sigmoid(z), a negative entry costs f(z) = p^gamma * -log(1 - p) and a positive one f(-z), each times its weight.
+With p = sigmoid(z), a negative entry costs f(z) = p^gamma * -log(1 - p) and a positive one f(-z), each times a weight.
 Hence one formula and one derivative serve both, and every entry is first treated as a negative; then the one positive
 entry that a row may have is put in by index. There is no one-hot target and no synchronization with the device.
 """

@@ -14,9 +14,9 @@ from detector.evaluation import (
     GroundTruth,
     ResultsError,
     choose_protocol,
-    format_table,
     read_results,
     summarize,
+    table,
 )
 
 
@@ -26,8 +26,9 @@ def main() -> None:
         result = score_file(args.annotations, args.results, protocol=args.protocol)
     except (DataError, ResultsError) as error:
         raise SystemExit(f"error: {error}") from None
-    print(format_table(result))
+    print(table(result))
     if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
@@ -36,9 +37,7 @@ def score_file(annotations_path: Path, results_path: Path, *, protocol: str = "a
     annotations = read_annotations(annotations_path)
     ground_truth = GroundTruth.from_annotations(annotations, choose_protocol(protocol, annotations))
     evaluator = ColumnarEvaluator(ground_truth)
-    evaluator.add(
-        *read_results(results_path, image_ids=annotations.image_ids, category_ids=annotations.category_ids)
-    )
+    evaluator.add(*read_results(results_path, image_ids=annotations.image_ids, category_ids=annotations.category_ids))
     return summarize(
         evaluator.accumulate(),
         ground_truth,

@@ -1,9 +1,10 @@
 """Train a detector from a configuration file and print its AP table; alone, or on many GPUs under torchrun."""
 
-import sys; from pathlib import Path  # noqa: E401, E702, I001
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `datasets` and `losses` must be ours, not installed packages
-
 import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
 
 from detector.config import load_config
 from detector.distributed import process_group
@@ -12,9 +13,13 @@ from detector.run import run_training
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog="example: tools/train.py --config configs/quickstart.yaml")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: tools/train.py --config configs/quickstart.yaml"
+    )
     parser.add_argument("--config", type=Path, required=True, help="YAML file")
-    parser.add_argument("--resume", metavar="auto|PATH", help="go on from the run folder's newest checkpoint, or from PATH")
+    parser.add_argument(
+        "--resume", metavar="auto|PATH", help="go on from the run folder's newest checkpoint, or from PATH"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for instance optimizer.lr=0.02")
     arguments = parser.parse_intermixed_args()
     with readable_errors():

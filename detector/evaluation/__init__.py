@@ -2,7 +2,7 @@
 
 from .columnar import ColumnarEvaluator
 from .ground_truth import COCO, LVIS, PROTOCOLS, GroundTruth, Protocol, choose_protocol
-from .metrics import format_table, summarize
+from .metrics import summarize, table
 from .results import DetectionColumns, ResultsError, read_results, write_results
 
 __all__ = [
@@ -15,8 +15,8 @@ __all__ = [
     "Protocol",
     "ResultsError",
     "choose_protocol",
-    "format_table",
     "read_results",
     "summarize",
+    "table",
     "write_results",
 ]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from datasets.annotations import Annotations
+from datasets.annotations import Annotations, DataError
 
 # Object area in pixels² (S, 2), both ends included: all, small, medium, large.
 SIZE_RANGES = np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]])
@@ -58,11 +58,9 @@ class GroundTruth(NamedTuple):
         """Objects as `protocol` sees them.
 
         Args:
-            image_index: (G,) in [0, N), numbered by rising image id: equal scores rank in this order.
-            labels: (G,) in [0, K). Objects of an image are in the order of the file.
-            boxes_xywh: (G, 4) pixels.
+            image_index: (G,) in [0, N), by rising image id, since equal scores rank in this order; else in file order.
+            labels, boxes_xywh, crowd, ignore: (G,) in [0, K), (G, 4) pixels, (G,) and (G,) bool.
             areas: (G,) the file's `area`, which the size ranges go by (of the mask, where there was one).
-            crowd, ignore: (G,) bool.
             negative_cells, not_exhaustive_cells: image_index * num_classes + label of LVIS's lists, in any order.
         """
         cell = np.asarray(image_index, np.int64) * num_classes + np.asarray(labels, np.int64)
@@ -72,10 +70,9 @@ class GroundTruth(NamedTuple):
         else:  # `pycocotools` overwrites `ignore` with `iscrowd`, and knows no lists
             kept, ignore, negative_cells, not_exhaustive_cells = np.arange(len(cell)), crowd, (), ()
         kept = kept[np.argsort(cell[kept], kind="stable")]
+        dataset = (protocol, num_images, num_classes)
         return cls(
-            protocol=protocol,
-            num_images=num_images,
-            num_classes=num_classes,
+            *dataset,
             cell=cell[kept],
             boxes_xywh=np.asarray(boxes_xywh, np.float64).reshape(-1, 4)[kept],
             crowd=crowd[kept],
@@ -88,10 +85,10 @@ class GroundTruth(NamedTuple):
     def from_annotations(cls, annotations: Annotations, protocol: Protocol) -> "GroundTruth":
         """The objects of a COCO or LVIS file as `protocol` sees them.
 
-        Raises ValueError if a federated protocol is asked of a file that does not say which classes are absent.
+        Raises DataError if a federated protocol is asked of a file that does not say which classes are absent.
         """
         if protocol.federated and not annotations.is_lvis:
-            raise ValueError(
+            raise DataError(
                 f"{annotations.path}: the {protocol.name} protocol needs 'neg_category_ids' in the images, and no "
                 "image has them; use the coco protocol"
             )

@@ -1,6 +1,6 @@
 """The numbers that are reported: AP and recall in percent, by size, by frequency and by class, and the table of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,21 +50,11 @@ def summarize(
         **_recalls(curves.recall, protocol),
         "support": _support(curves.num_objects, groups if frequencies else None),
         "protocol": _describe(protocol, ground_truth.num_images, score_threshold),
-        "classes": [
-            {
-                "name": class_names[c],
-                "category_id": int(category_ids[c]),
-                "frequency": frequencies[c] if frequencies else None,
-                "train_images": None if train_image_counts is None else int(train_image_counts[c]),
-                "AP": _mean_percent(precision[:, :, c, _ALL]),
-                "num_objects": int(curves.num_objects[c, _ALL]),
-            }
-            for c in range(len(category_ids))
-        ],
+        "classes": _class_rows(curves, category_ids, class_names, frequencies, train_image_counts),
     }
 
 
-def format_table(result: dict[str, Any]) -> str:
+def table(result: dict[str, Any]) -> str:
     """The result of `summarize` as lines of text: the protocol, AP with its support, and the recalls."""
     protocol = result["protocol"]
     limit, per = protocol["detections_per_image"], "image"
@@ -78,7 +68,7 @@ def format_table(result: dict[str, Any]) -> str:
         f"{'':<6}{'percent':>9}{'classes':>9}{'objects':>9}",
     ]
     for key in _AP_KEYS:
-        support = result["support"][key] or {"classes": "unknown", "objects": "unknown"}
+        support = result["support"][key] or {"classes": "-", "objects": "-"}
         lines.append(f"{key:<6}{_one_decimal(result[key]):>9}{support['classes']:>9}{support['objects']:>9}")
     recalls = [f"{key} {_one_decimal(value)}" for key, value in result.items() if key.startswith("AR")]
     return "\n".join([*lines, "recall: " + ", ".join(recalls)])
@@ -111,6 +101,26 @@ def _support(num_objects: NDArray[np.int64], groups: dict[str, list[int]] | None
     by_size = {f"AP{size}": count(num_objects[:, s]) for size, s in _SIZES.items()}
     by_frequency = {f"AP{f}": count(num_objects[groups[f], _ALL]) if groups else None for f in _FREQUENCIES}
     return overall | by_size | by_frequency
+
+
+def _class_rows(
+    curves: Curves,
+    category_ids: Sequence[int],
+    class_names: Sequence[str],
+    frequencies: Sequence[str] | None,
+    train_image_counts: Sequence[int] | None,
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "category_id": int(category_id),
+            "frequency": frequencies[c] if frequencies else None,
+            "train_images": None if train_image_counts is None else int(train_image_counts[c]),
+            "AP": _mean_percent(curves.precision[:, :, c, _ALL, -1]),
+            "num_objects": int(curves.num_objects[c, _ALL]),
+        }
+        for c, (name, category_id) in enumerate(zip(class_names, category_ids, strict=True))
+    ]
 
 
 def _describe(protocol: Protocol, num_images: int, score_threshold: float | None) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from datasets.loader import Batch
 
 from ..distributed import Process, gather_on_rank_zero
 from ..model.postprocess import Detections, Postprocess, rescale
 from ..model.retinanet import RetinaNet
+from ..progress import progress_bar
 from .columnar import ColumnarEvaluator
 from .ground_truth import GroundTruth
 from .metrics import summarize
@@ -45,8 +45,8 @@ class Evaluation:
     def detections(self, network: RetinaNet) -> Iterator[DetectionColumns]:
         """The detections of this process's images, batch by batch, in the pixels of the original images."""
         network.eval()
-        progress = tqdm(self.batches, desc="evaluate", unit="batch", disable=self.process.rank != 0, leave=False)
-        for batch in progress:
+        quiet = self.process.rank != 0
+        for batch in progress_bar(self.batches, desc="evaluate", unit="batch", disable=quiet, leave=False):
             found = detect(network, batch, self.postprocess)
             yield _columns(batch.image_indices, found)
 

@@ -1,9 +1,10 @@
 """Detections as columns, and as the JSON that COCO and LVIS take as results: a list of {image_id, category_id, bbox, score}."""
 
+import json
 import logging
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
@@ -14,6 +15,8 @@ _log = logging.getLogger(__name__)
 UNKNOWN = -1  # the label of a category that the annotations do not have
 
 _RECORDS_PER_WRITE = 100_000
+
+_Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class ResultsError(ValueError):
@@ -31,8 +34,8 @@ class DetectionColumns(NamedTuple):
 
 # gc=False: records hold no cycles, and the collector would walk millions of them again and again while they are made.
 class _Record(msgspec.Struct, gc=False):
-    image_id: int
-    category_id: int
+    image_id: _Id
+    category_id: _Id
     bbox: tuple[float, float, float, float]
     score: float
 
@@ -84,6 +87,7 @@ def write_results(
     """
     path = Path(path)
     _check_finite(path, detections)
+    assert np.all(detections.labels != UNKNOWN), "a detection without a class has no category id to write"
     images = np.asarray(image_ids)[detections.image_index].tolist()
     categories = np.asarray(category_ids)[detections.labels].tolist()
     boxes, scores = detections.boxes_xywh.astype(float).tolist(), detections.scores.astype(float).tolist()
@@ -103,27 +107,32 @@ def write_results(
 
 
 def _decode(path: Path) -> list[_Record]:
-    if not path.is_file():
-        raise ResultsError(f"{path}: no such results file")
-    content = path.read_bytes()
     try:
-        return msgspec.json.decode(content, type=list[_Record])
+        content = path.read_bytes()
+        try:
+            return msgspec.json.decode(content, type=list[_Record])
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            # Python writes NaN and Infinity, which are not JSON. Read them too, so as to tell which detections they are.
+            return msgspec.convert(json.loads(content), list[_Record])
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot read the results file: {error.strerror}") from error
     except msgspec.ValidationError as error:
         raise ResultsError(
             f"{path}: {error}; expected a list of {{image_id, category_id, bbox: [x, y, width, height], score}}"
         ) from error
-    except msgspec.DecodeError as error:
-        not_a_number = b"NaN" in content or b"Infinity" in content
-        cause = "it has NaN or Infinity, which are no JSON" if not_a_number else "is the file complete?"
-        raise ResultsError(f"{path}: not readable as JSON: {error}; {cause}") from error
+    except ValueError as error:
+        raise ResultsError(
+            f"{path}: not JSON: {error}. The file has {len(content):,} bytes: is it a complete copy, and not compressed?"
+        ) from error
 
 
 def _positions(ids: list[int], known: ArrayLike) -> NDArray[np.int64]:
     """(D,) positions of `ids` among the rising `known` ids, -1 for others."""
     ids, known = np.array(ids, np.int64), np.asarray(known, np.int64)
-    position = np.searchsorted(known, ids)
-    found = np.append(known, 0)[position] == ids
-    return np.where(found & (position < len(known)), position, -1)
+    position = np.searchsorted(known, ids).clip(max=len(known) - 1)
+    return np.where(known[position] == ids, position, -1)
 
 
 def _check_finite(path: Path, detections: DetectionColumns) -> None:

@@ -1,6 +1,7 @@
 """ResNet trunks: torchvision's, with its weights, and a thin one for CPUs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ class ResNet(nn.Module):
         return [c3, c4, self.layer4(c4)]
 
     def train(self, mode: bool = True) -> "ResNet":
-        """Training mode for all but the frozen stages: a BatchNorm in training mode would go on moving its statistics."""
+        """Training mode for all but the frozen stages, whose BatchNorms would go on moving their statistics."""
         super().train(mode)
         for module in self._frozen():
             module.eval()
@@ -90,22 +91,25 @@ def resnet(
     Raises:
         ValueError: weights that are neither a file nor a known name, cannot be downloaded, or do not fit the trunk.
     """
-    build = _thin if name == "thin" else _torchvision
-    trunk = build(name, NORMS[norm], frozen_stages)
+    if name == "thin":
+        trunk = _thin(NORMS[norm], frozen_stages)
+    else:
+        trunk = _trunk_of(TORCHVISION_RESNETS[name](weights=None, norm_layer=NORMS[norm]), frozen_stages)
     if weights is not None:
         load_weights(trunk, read_weights(name, weights), source=f"{name} weights {weights}")
     return trunk
 
 
 def read_weights(name: str, weights: str) -> dict[str, Tensor]:
-    """The state dict that `weights` stands for: the name of torchvision weights of the ResNet `name`, or a path."""
+    """The state dict that `weights` stands for: the path of one, or the name of torchvision weights of `name`."""
+    if Path(weights).is_file():
+        return load_checkpoint(weights)
     known = {} if name == "thin" else models.get_model_weights(name).__members__
     if weights not in known:
-        if "." not in weights and "/" not in weights:
-            raise ValueError(
-                f"{name} has no weights {weights!r}; expected {' or '.join((*known, 'the path of a state dict'))}"
-            )
-        return load_checkpoint(weights)
+        raise ValueError(
+            f"{name} weights {weights!r}: no such file, nor the name of torchvision weights of {name} "
+            f"({', '.join(known) or 'it has none'})"
+        )
     try:
         return known[weights].get_state_dict(progress=True, check_hash=True, weights_only=True)
     except OSError as error:  # urllib's URLError and HTTPError, a lost connection, a cache folder one cannot write
@@ -126,15 +130,20 @@ def load_weights(trunk: ResNet, state_dict: Mapping[str, Tensor], *, source: str
         # The scale and shift of a BatchNorm mean nothing without its statistics, and GroupNorm has none.
         left_out = {key.removesuffix(".running_mean") for key in state_dict if key.endswith(".running_mean")}
         state_dict = {key: value for key, value in state_dict.items() if key.rpartition(".")[0] not in left_out}
-    try:
-        missing, unexpected = trunk.load_state_dict(state_dict, strict=False)
-    except RuntimeError as error:  # shapes
-        raise ValueError(f"{source} do not fit the trunk: {error}") from error
+    shapes = {key: tuple(value.shape) for key, value in trunk.state_dict().items()}
+    reshaped = [key for key in state_dict if key in shapes and tuple(state_dict[key].shape) != shapes[key]]
+    if reshaped:
+        key = reshaped[0]
+        raise ValueError(
+            f"{source} do not fit the trunk: {key} is {tuple(state_dict[key].shape)}, expected {shapes[key]}; "
+            f"{len(reshaped)} of {len(shapes)} shapes differ; are these the weights of another ResNet?"
+        )
+    missing, unexpected = trunk.load_state_dict(state_dict, strict=False)
     missing = [key for key in missing if key.rpartition(".")[0] not in left_out]
     if missing or unexpected:
         raise ValueError(
             f"{source} do not fit the trunk: missing {_some(missing)}; unexpected {_some(unexpected)}; "
-            "expected the state dict of a ResNet of the same depth with torchvision's keys"
+            "expected the state dict of the same ResNet, with torchvision's keys"
         )
 
 
@@ -142,8 +151,7 @@ def _some(keys: Sequence[str]) -> str:
     return ", ".join(keys[:4]) + f" … ({len(keys)} keys)" if len(keys) > 4 else ", ".join(keys) or "nothing"
 
 
-def _torchvision(name: str, norm: Callable[[int], nn.Module], frozen_stages: int) -> ResNet:
-    net = TORCHVISION_RESNETS[name](weights=None, norm_layer=norm)
+def _trunk_of(net: models.ResNet, frozen_stages: int) -> ResNet:
     c5 = net.fc.in_features
     return ResNet(
         stem=(net.conv1, net.bn1, net.maxpool),
@@ -153,7 +161,7 @@ def _torchvision(name: str, norm: Callable[[int], nn.Module], frozen_stages: int
     )
 
 
-def _thin(name: str, norm: Callable[[int], nn.Module], frozen_stages: int) -> ResNet:
+def _thin(norm: Callable[[int], nn.Module], frozen_stages: int) -> ResNet:
     stem = THIN_CHANNELS[0]
     trunk = ResNet(
         stem=(nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False), norm(stem), nn.Identity()),

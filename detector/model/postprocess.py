@@ -51,7 +51,7 @@ class Postprocess:
         for i, image_size in enumerate(image_sizes):
             levels = [
                 self._candidates(logits[i], deltas[i], level_anchors, image_size)
-                for logits, deltas, level_anchors in zip(*outputs, anchors, strict=True)
+                for logits, deltas, level_anchors in zip(outputs.logits, outputs.deltas, anchors, strict=True)
             ]
             detections.append(self._suppress(Detections(*map(torch.cat, zip(*levels, strict=True)))))
         return detections
@@ -74,7 +74,7 @@ class Postprocess:
     def _suppress(self, candidates: Detections) -> Detections:
         boxes, scores, labels = candidates
         # batched_nms shifts the boxes of class k by k image sides; at class 1000 float32 has a grain of 0.1 pixels.
-        kept = batched_nms(boxes.double(), scores, labels, self.nms_threshold)
+        kept = batched_nms(boxes.double(), scores.double(), labels, self.nms_threshold)
         # batched_nms leaves the order of equal scores open; here it is the order of the candidates.
         kept = kept.sort().values
         kept = kept[scores[kept].sort(descending=True, stable=True).indices][: self.detections_per_image]

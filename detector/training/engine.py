@@ -153,7 +153,9 @@ def parallel(network: nn.Module, process: Process) -> nn.Module:
     """The network as it is in a single process, else wrapped so that backward averages gradients over processes."""
     if process.world_size == 1:
         return network
-    return DistributedDataParallel(network, device_ids=[process.device.index] if process.device.type == "cuda" else None)
+    return DistributedDataParallel(
+        network, device_ids=[process.device.index] if process.device.type == "cuda" else None
+    )
 
 
 def _passes(batch: Batch, size: int, device: torch.device) -> Iterator[tuple[list[Tensor], list[Targets], list]]:

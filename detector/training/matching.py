@@ -142,7 +142,7 @@ def _background(anchors: Tensor) -> Tensor:
 
 
 def _resolve(index: Tensor, iou: Tensor, positive: Tensor, num_anchors: int) -> Tensor:
-    """(R,) matches from (G, C) candidates: where several objects want an anchor, the highest IoU wins, then the first."""
+    """(R,) matches from (G, C) candidates: of the objects that want an anchor, the highest IoU wins, then the first."""
     objects = torch.arange(len(index), device=index.device)[:, None].expand_as(index)[positive]
     index, iou = index[positive], iou[positive]
     best = iou.new_zeros(num_anchors).scatter_reduce_(0, index, iou, "amax")

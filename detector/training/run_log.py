@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from datasets.loader import Batch
 
+from ..progress import progress_bar
+
 _QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 
 
@@ -52,12 +54,9 @@ class RunLog:
 
     def progress(self, batches: Iterable[Batch], *, first: int, total: int) -> Iterator[Batch]:
         """The batches, with a bar that counts steps from `first` to `total`; measures the wait for data and the steps."""
-        interval = 0.5 if sys.stderr.isatty() else 30
         iterator = iter(batches)
-        with tqdm(
-            total=total, initial=first, desc="train", unit="step", disable=not self.enabled,
-            mininterval=interval, maxinterval=interval, dynamic_ncols=True,
-        ) as self.bar:  # fmt: skip
+        bar = progress_bar(total=total, initial=first, desc="train", unit="step", disable=not self.enabled)
+        with bar as self.bar:
             while True:
                 begin = time.perf_counter()
                 batch = next(iterator, None)
@@ -152,7 +151,9 @@ def environment() -> dict[str, str | int | bool | None]:
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
     }
 

@@ -72,7 +72,7 @@ def test_chunks_change_nothing(monkeypatch):
     loss, whole = sigmoid_focal_loss(logits, labels, **OPTIONS), gradient(logits, labels, **OPTIONS)
     monkeypatch.setattr(losses.kernel, "CHUNK", 21)  # three rows at a time; 40 rows leave a short last chunk
     torch.testing.assert_close(sigmoid_focal_loss(logits, labels, **OPTIONS), loss, rtol=1e-14, atol=0)
-    assert torch.equal(gradient(logits, labels, **OPTIONS), whole)
+    torch.testing.assert_close(gradient(logits, labels, **OPTIONS), whole, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("label", [0, BACKGROUND])
@@ -131,7 +131,7 @@ def test_second_derivative_is_refused():
     logits, labels = random_case()
     logits.requires_grad_()
     (first,) = torch.autograd.grad(sigmoid_focal_loss(logits, labels, **OPTIONS), logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="does not require grad"):
         first.sum().backward()
 
 

@@ -1,0 +1,79 @@
+"""Images with their targets, read one by one. N images; G objects and M ignore regions of an image; T objects of all."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .annotations import Annotations
+from .boxes import clipped_boxes, usable_objects
+from .images import check_images, read_image
+from .transforms import View, apply_view
+
+
+class Targets(NamedTuple):
+    """What is to be found in an image; boxes are xyxy, pixels of the image as it is seen."""
+
+    boxes: Tensor  # (G, 4) float32
+    labels: Tensor  # (G,) int64 in [0, K)
+    ignore_boxes: Tensor  # (M, 4) float32, crowd and ignore
+
+
+class DetectionDataset:
+    """The images of an annotation file, and how to read one of them.
+
+    Index i means image `image_indices[i]` of the annotations. `report` tells of boxes that are left out.
+
+    Args:
+        images: the folder which the file names are relative to.
+        keep_empty: False leaves out images without objects (not counting crowd and ignore).
+
+    Raises:
+        DataError: images are missing, or there is not one usable box.
+    """
+
+    def __init__(self, annotations: Annotations, images: Path | str, *, keep_empty: bool = True):
+        check_images(annotations, images)
+        self.annotations = annotations
+        self.images = Path(images)
+        self._usable, self.report = usable_objects(annotations)
+        self._learned = self._usable & ~annotations.crowd & ~annotations.ignore
+        owners = annotations.object_images[self._learned]
+        self.image_indices = np.arange(len(annotations.image_ids)) if keep_empty else np.unique(owners)
+
+    @property
+    def sizes(self) -> NDArray[np.int32]:
+        """(N, 2) height and width of each image, by the annotations."""
+        return self.annotations.image_sizes[self.image_indices]
+
+    def __len__(self) -> int:
+        return len(self.image_indices)
+
+    def learned_objects(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Labels (T,) and indices of the images (T,) of all objects that are learned, as `repeat_factors` wants them."""
+        owners = self.annotations.object_images[self._learned]
+        return self.annotations.labels[self._learned], np.searchsorted(self.image_indices, owners)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image, by the annotations."""
+        height, width = self.annotations.image_sizes[self.image_indices[index]].tolist()
+        return height, width
+
+    def read(self, index: int, view: View) -> tuple[Tensor, Targets]:
+        """An image, (3, h, w) uint8, and its targets, as `view` shows them.
+
+        Raises:
+            DataError: the file is missing, damaged, or not of the size that the annotations give.
+        """
+        image = int(self.image_indices[index])
+        pixels = read_image(self.images / str(self.annotations.file_names[image]), self.size(index))
+        objects = self.annotations.objects(image)
+        usable, learned = self._usable[objects], self._learned[objects]
+        boxes_xywh, labels = self.annotations.boxes_xywh[objects][usable], self.annotations.labels[objects][learned]
+        tensor, boxes = apply_view(pixels, clipped_boxes(boxes_xywh, self.annotations.image_sizes[image]), view)
+        ignored = ~learned[usable]
+        arrays = boxes[~ignored], labels.astype(np.int64), boxes[ignored]
+        return tensor, Targets(*map(torch.from_numpy, arrays))

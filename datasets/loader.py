@@ -1,0 +1,206 @@
+"""Batches of images and targets, read by worker processes.
+
+A batch is a function of the dataset, the seed and its number alone: any number of workers gives the same bits.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .dataset import DetectionDataset, Targets
+from .errors import DataError
+from .samplers import TrainingStream
+from .transforms import View, draw_view, resized_size
+
+
+class Batch(NamedTuple):
+    """The images of one process in one step, or of one evaluation batch."""
+
+    images: list[Tensor]  # (3, h, w) uint8 RGB, not padded
+    targets: list[Targets]
+    image_indices: list[int]  # into the annotations
+    image_ids: list[int]
+    original_sizes: list[tuple[int, int]]  # height, width before resizing
+    padded_size: tuple[int, int]  # height, width of the largest image of the whole step, rounded up
+
+
+class BatchLoader:
+    """Batches by their numbers, in order, read ahead by worker processes. Can be iterated again and again.
+
+    Iterating raises DataError for an image that cannot be read.
+    """
+
+    def __init__(self, batches: Dataset, numbers: Sequence[int], workers: int):
+        self._loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=workers,
+            collate_fn=_unchanged,
+            generator=torch.Generator(),  # else each iteration would draw from torch's global random numbers
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for packed in self._loader:
+            if isinstance(packed, DataError):
+                raise packed
+            yield packed.unpack()
+
+
+def training_loader(
+    dataset: DetectionDataset,
+    stream: TrainingStream,
+    *,
+    short_sides: Sequence[int],
+    long_side: int,
+    flip: float,
+    pad_multiple: int,
+    seed: int,
+    start_step: int,
+    num_steps: int,
+    images_per_pass: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+) -> BatchLoader:
+    """This process's share of the batches of steps start_step, …, start_step + num_steps - 1.
+
+    A step's images are dealt pass by pass, and within a pass rank by rank: pass p of rank r has the images
+    [(p * world_size + r) * images_per_pass, … + images_per_pass) of the step. A Batch lists its passes in order.
+
+    Args:
+        stream: of indices of `dataset`.
+        short_sides, long_side, flip: of the random views, see `draw_view`.
+        pad_multiple: both sides of `padded_size` are multiples of it.
+        images_per_pass: None for all of a process's images at once.
+        workers: processes that read images; 0 reads in this one.
+
+    Raises:
+        ValueError: the batch cannot be dealt evenly.
+    """
+    per_pass = images_per_pass or stream.batch_size // world_size
+    if per_pass == 0 or stream.batch_size % (per_pass * world_size):
+        raise ValueError(
+            f"batch_size {stream.batch_size} is not divisible by {world_size} processes times {per_pass} images per pass"
+        )
+    share = [i for i in range(stream.batch_size) if i // per_pass % world_size == rank]
+    draw = partial(draw_view, seed=seed, short_sides=tuple(short_sides), long_side=long_side, flip=flip)
+    batches = _TrainingBatches(dataset, stream, draw, pad_multiple, share)
+    return BatchLoader(batches, range(start_step, start_step + num_steps), workers)
+
+
+def evaluation_loader(
+    dataset: DetectionDataset,
+    *,
+    short_side: int,
+    long_side: int,
+    pad_multiple: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+) -> BatchLoader:
+    """This process's share of batches that together hold every image once; can be iterated again and again.
+
+    Images of similar shape come together. The list of batches depends on the data and `batch_size` alone, and processes
+    take whole batches from it, so that an image is padded alike whatever the number of processes. The last may be short.
+    """
+    order = np.argsort(dataset.sizes[:, 0] / dataset.sizes[:, 1], kind="stable")
+    view = partial(_test_view, short_side=short_side, long_side=long_side)
+    batches = _EvaluationBatches(dataset, order, batch_size, view, pad_multiple)
+    return BatchLoader(batches, range(rank, -(-len(dataset) // batch_size), world_size), workers)
+
+
+def padded_size(sizes: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:
+    """The smallest (height, width) of multiples of `multiple` that holds images of all these sizes."""
+    height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
+    return height, width
+
+
+class _TrainingBatches(Dataset):
+    """One process's share of a training step, by the number of the step."""
+
+    def __init__(
+        self, dataset: DetectionDataset, stream: TrainingStream, draw: Callable, pad_multiple: int, share: list[int]
+    ):
+        self.dataset, self.stream, self.draw, self.pad_multiple, self.share = dataset, stream, draw, pad_multiple, share
+
+    def __getitem__(self, step: int) -> "_Packed | DataError":
+        requests = [
+            (index, self.draw(self.dataset.size(index), position=position))
+            for index, position in self.stream.step(step)
+        ]
+        # Of all images of the step, also those of other processes and passes: padding leaks into the results.
+        padded = padded_size([view.size for _, view in requests], self.pad_multiple)
+        return _read(self.dataset, [requests[i] for i in self.share], padded)
+
+
+class _EvaluationBatches(Dataset):
+    """Consecutive images of `order`, by the number of the batch."""
+
+    def __init__(self, dataset: DetectionDataset, order: NDArray, batch_size: int, view: Callable, pad_multiple: int):
+        self.dataset, self.order, self.batch_size, self.view, self.pad_multiple = (
+            dataset, order, batch_size, view, pad_multiple,
+        )  # fmt: skip
+
+    def __getitem__(self, number: int) -> "_Packed | DataError":
+        indices = self.order[number * self.batch_size : (number + 1) * self.batch_size].tolist()
+        requests = [(index, self.view(self.dataset.size(index))) for index in indices]
+        return _read(self.dataset, requests, padded_size([view.size for _, view in requests], self.pad_multiple))
+
+
+def _test_view(size: tuple[int, int], *, short_side: int, long_side: int) -> View:
+    return View(resized_size(size, short_side, long_side), flip=False)
+
+
+class _Packed(NamedTuple):
+    """A Batch on its way from a worker: one tensor, since each tensor there takes an open file of the 1,024 or so."""
+
+    pixels: Tensor  # of all images, one after the other
+    sizes: list[tuple[int, int]]
+    targets: list[tuple[NDArray, ...]]
+    image_indices: list[int]
+    image_ids: list[int]
+    original_sizes: list[tuple[int, int]]
+    padded_size: tuple[int, int]
+
+    def unpack(self) -> Batch:
+        parts = self.pixels.split([3 * height * width for height, width in self.sizes])
+        return Batch(
+            images=[part.view(3, *size) for part, size in zip(parts, self.sizes, strict=True)],
+            targets=[Targets(*map(torch.from_numpy, arrays)) for arrays in self.targets],
+            image_indices=self.image_indices,
+            image_ids=self.image_ids,
+            original_sizes=self.original_sizes,
+            padded_size=self.padded_size,
+        )
+
+
+def _read(dataset: DetectionDataset, requests: list[tuple[int, View]], padded: tuple[int, int]) -> _Packed | DataError:
+    try:
+        images, targets = zip(*(dataset.read(index, view) for index, view in requests), strict=True)
+    except DataError as error:
+        return error  # raised in a worker, it would reach the user wrapped in a traceback
+    image_indices = [int(dataset.image_indices[index]) for index, _ in requests]
+    return _Packed(
+        pixels=torch.cat([image.flatten() for image in images]),
+        sizes=[view.size for _, view in requests],
+        targets=[tuple(tensor.numpy() for tensor in target) for target in targets],
+        image_indices=image_indices,
+        image_ids=dataset.annotations.image_ids[image_indices].tolist(),
+        original_sizes=[dataset.size(index) for index, _ in requests],
+        padded_size=padded,
+    )
+
+
+def _unchanged(batch: object) -> object:
+    return batch

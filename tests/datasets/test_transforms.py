@@ -1,0 +1,92 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.transforms import View, apply_view, draw_view, resized_size
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (800, 1067)),  # 1066.67
+        ((640, 480), (1067, 800)),
+        ((400, 1000), (533, 1333)),  # the long side decides: 533.2
+        ((100, 100), (800, 800)),
+        ((800, 1333), (800, 1333)),
+        ((1, 5000), (1, 1333)),  # 0.27 is at least 1
+    ],
+)
+def test_resized_size_by_hand(size, expected):
+    assert resized_size(size, 800, 1333) == expected
+
+
+def test_resized_size_hits_one_side_exactly_and_keeps_the_other_below():
+    generator = np.random.default_rng(0)
+    for height, width, short in generator.integers(1, 3000, (2000, 3)).tolist():
+        long = short + int(generator.integers(0, 1000))
+        size = resized_size((height, width), short, long)
+        assert min(size) == short or max(size) == long
+        assert min(size) <= short
+        assert max(size) <= long
+        scale = min(short / min(height, width), long / max(height, width))
+        assert all(
+            abs(side - scale * old) <= 0.5 + 1e-6 or side == 1 for side, old in zip(size, (height, width), strict=True)
+        )
+
+
+def _draw(position, seed=0, flip=0.5):
+    return draw_view((30, 40), seed=seed, position=position, short_sides=(10, 20, 30), long_side=100, flip=flip)
+
+
+def test_view_is_a_function_of_seed_and_position():
+    views = [_draw(position) for position in range(50)]
+    np.random.default_rng(1).random()
+    assert [_draw(position) for position in reversed(range(50))] == views[::-1]
+    assert [_draw(position, seed=1) for position in range(50)] != views
+
+
+def test_views_are_drawn_evenly():
+    views = Counter(_draw(position) for position in range(3000))
+    assert len(views) == 6
+    assert all(420 < count < 580 for count in views.values())  # 500 each; standard deviation 20
+
+
+def test_flip_probability_reaches_never_and_always():
+    assert not any(_draw(position, flip=0.0).flip for position in range(200))
+    assert all(_draw(position, flip=1.0).flip for position in range(200))
+
+
+def test_flip_of_image_and_boxes_by_hand():
+    image = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
+    tensor, boxes = apply_view(image, np.array([[1.0, 0.0, 3.0, 2.0]]), View((2, 5), flip=True))
+    assert boxes.tolist() == [[2, 0, 4, 2]]
+    assert torch.equal(tensor, torch.from_numpy(image[:, ::-1].copy()).permute(2, 0, 1))
+
+
+def test_boxes_are_scaled_by_the_sizes_that_came_out():
+    size = resized_size((333, 500), 100, 1000)
+    assert size == (100, 150)  # nominal scale 0.3003; the width is really scaled by 0.3
+    _, boxes = apply_view(
+        np.zeros((333, 500, 3), np.uint8), np.array([[0, 0, 500, 333], [50, 33.3, 100, 66.6]]), View(size, False)
+    )
+    assert boxes.dtype == np.float32
+    np.testing.assert_allclose(boxes, [[0, 0, 150, 100], [15, 10, 30, 20]], rtol=1e-6)
+
+
+def test_object_and_its_box_stay_together():
+    image = np.zeros((60, 90, 3), np.uint8)
+    image[12:24, 18:54, 1] = 200
+    for flip in (False, True):
+        tensor, boxes = apply_view(image, np.array([[18.0, 12.0, 54.0, 24.0]]), View((120, 150), flip))
+        rows, columns = (tensor[1] > 100).nonzero().T
+        found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(boxes[0], np.array(found), atol=1)
+
+
+def test_image_without_boxes_keeps_their_shape():
+    tensor, boxes = apply_view(np.zeros((8, 9, 3), np.uint8), np.zeros((0, 4)), View((4, 5), flip=True))
+    assert tensor.shape == (3, 4, 5)
+    assert tensor.dtype == torch.uint8
+    assert boxes.shape == (0, 4)

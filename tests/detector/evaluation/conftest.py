@@ -1,0 +1,229 @@
+"""The official evaluators as oracles, and random datasets full of corners to compare with them."""
+
+import contextlib
+import copy
+import io
+import logging
+import sys
+import types
+from typing import NamedTuple
+
+import numpy as np
+import pycocotools.coco
+import pycocotools.cocoeval
+import pytest
+
+from detector.evaluation import ColumnarEvaluator, GroundTruth, summarize
+
+
+class Case(NamedTuple):
+    """A dataset and detections, as a user's JSON files would hold them."""
+
+    dataset: dict
+    results: list
+
+
+class Scored(NamedTuple):
+    evaluator: ColumnarEvaluator
+    curves: object
+    result: dict
+
+
+def _import_lvis():
+    """PyPI lvis 0.5.3 as it is, with or without its OpenCV and matplotlib, on any numpy, leaving nothing behind."""
+    handlers, level = list(logging.root.handlers), logging.root.level
+    drawing = types.ModuleType("lvis.vis")  # the real one imports OpenCV and matplotlib, which scoring does not need
+    drawing.LVISVis = None
+    sys.modules["lvis.vis"] = drawing
+    try:
+        import lvis
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "lvis"]:
+            del sys.modules[name]
+        logging.root.handlers[:] = handlers  # importing lvis configures the root logger
+        logging.root.setLevel(level)
+    old_numpy = types.ModuleType("numpy as lvis knew it")
+    old_numpy.__getattr__ = lambda name: float if name == "float" else getattr(np, name)
+    lvis.eval.np = old_numpy
+    return lvis
+
+
+@pytest.fixture(scope="session")
+def lvis_oracle():
+    """case -> (precision (T, R, K, S), recall (T, K, S), results by name) of the official LVIS package."""
+    lvis = _import_lvis()
+
+    class Given(lvis.LVIS):
+        def _load_json(self, dataset):
+            return dataset
+
+    def score(case):
+        case = copy.deepcopy(case)  # lvis writes into what it is given
+        truth = Given(case.dataset)
+        evaluation = lvis.LVISEval(truth, lvis.LVISResults(truth, case.results), "bbox")
+        evaluation.run()
+        return evaluation.eval["precision"], evaluation.eval["recall"], evaluation.get_results()
+
+    logging.getLogger("lvis").setLevel(logging.ERROR)
+    return score
+
+
+@pytest.fixture(scope="session")
+def coco_oracle():
+    """case -> (precision (T, R, K, S, M), recall (T, K, S, M), the twelve numbers) of pycocotools."""
+
+    def score(case):
+        case = copy.deepcopy(case)
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = pycocotools.coco.COCO()
+            truth.dataset = case.dataset
+            truth.createIndex()
+            evaluation = pycocotools.cocoeval.COCOeval(truth, truth.loadRes(case.results), "bbox")
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        return evaluation.eval["precision"], evaluation.eval["recall"], evaluation.stats
+
+    return score
+
+
+@pytest.fixture(scope="session")
+def ground_truth_of():
+    """(dataset, protocol) -> GroundTruth, read by plain loops."""
+
+    def build(dataset, protocol):
+        images = sorted(dataset["images"], key=lambda image: image["id"])
+        image_index = {image["id"]: i for i, image in enumerate(images)}
+        label = {c: i for i, c in enumerate(sorted(category["id"] for category in dataset["categories"]))}
+        annotations = dataset["annotations"]
+
+        def listed(key):
+            return [
+                image_index[image["id"]] * len(label) + label[category]
+                for image in images
+                for category in image.get(key, [])
+            ]
+
+        return GroundTruth.from_arrays(
+            protocol,
+            num_images=len(images),
+            num_classes=len(label),
+            image_index=[image_index[a["image_id"]] for a in annotations],
+            labels=[label[a["category_id"]] for a in annotations],
+            boxes_xywh=[a["bbox"] for a in annotations],
+            areas=[a["area"] for a in annotations],
+            crowd=[a.get("iscrowd", 0) for a in annotations],
+            ignore=[a.get("ignore", 0) for a in annotations],
+            negative_cells=listed("neg_category_ids"),
+            not_exhaustive_cells=listed("not_exhaustive_category_ids"),
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def columns_of():
+    """case -> arguments of `ColumnarEvaluator.add`, in the order of the results; unknown categories have label -1."""
+
+    def build(case):
+        image_index = {c: i for i, c in enumerate(sorted(image["id"] for image in case.dataset["images"]))}
+        label = {c: i for i, c in enumerate(sorted(category["id"] for category in case.dataset["categories"]))}
+        return (
+            np.array([image_index[r["image_id"]] for r in case.results], np.int64),
+            np.array([label.get(r["category_id"], -1) for r in case.results], np.int64),
+            np.array([r["bbox"] for r in case.results], np.float64).reshape(-1, 4),
+            np.array([r["score"] for r in case.results], np.float64),
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def score(ground_truth_of, columns_of):
+    """(case, protocol) -> Scored, by our evaluator."""
+
+    def run(case, protocol):
+        evaluator = ColumnarEvaluator(ground_truth_of(case.dataset, protocol))
+        evaluator.add(*columns_of(case))
+        curves = evaluator.accumulate()
+        categories = sorted(case.dataset["categories"], key=lambda category: category["id"])
+        result = summarize(
+            curves,
+            evaluator.ground_truth,
+            category_ids=[category["id"] for category in categories],
+            class_names=[category["name"] for category in categories],
+            frequencies=[category["frequency"] for category in categories],
+        )
+        return Scored(evaluator, curves, result)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def random_case():
+    """seed, sizes -> Case in which everything ties: whole-number boxes, few score values, repeated objects."""
+    return _random_case
+
+
+def _random_case(seed, *, images=8, classes=6, objects=6, detections=30, crowd=False, corners=True):
+    rng = np.random.default_rng(seed)
+    image_ids = rng.choice(1000, images, replace=False).tolist()  # in no order
+    category_ids = (3 + rng.choice(90, classes, replace=False)).tolist()
+    annotations = []
+    for image in rng.permutation(np.repeat(image_ids, rng.integers(0, objects + 1, images))).tolist():
+        annotation = {
+            "id": len(annotations) + 1,  # not 0: both official packages take object 0 for "unmatched"
+            "image_id": image,
+            "category_id": int(rng.choice(category_ids[1:])),  # the first class has no object
+            "bbox": _box(rng),
+            "iscrowd": int(crowd and rng.random() < 0.25),
+        }
+        if annotations and rng.random() < 0.3:  # a neighbor: a detection halfway overlaps both alike; which is taken?
+            annotation |= {key: annotations[-1][key] for key in ("image_id", "category_id")}
+            x, *others = annotations[-1]["bbox"]
+            annotation["bbox"] = [x + float(rng.choice([0, 2, 4])), *others]
+        area = annotation["bbox"][2] * annotation["bbox"][3]
+        annotation["area"] = float(rng.choice([area, area * 0.6, 1024, 9216]))
+        if corners:
+            annotation["ignore"] = int(rng.random() < 0.15)
+            annotation["area"] *= rng.random() > 0.1  # some without area
+        annotations.append(annotation)
+    results = [_detection(rng, annotations, image_ids, category_ids, corners) for _ in range(images * detections)]
+
+    def some(share):
+        return [c for c in category_ids if rng.random() < share]
+
+    dataset = {
+        "images": [
+            {"id": i, "neg_category_ids": some(0.4), "not_exhaustive_category_ids": some(0.2)} for i in image_ids
+        ],
+        "categories": [
+            {"id": c, "name": f"class {c}", "frequency": str(rng.choice(list("rcf")))} for c in category_ids
+        ],
+        "annotations": annotations,
+    }
+    return Case(dataset, results)
+
+
+def _box(rng):
+    side = rng.choice([8, 32, 96, 128])
+    return [float(v) for v in (*rng.integers(0, 60, 2), *(side + rng.integers(-4, 5, 2)))]
+
+
+def _detection(rng, annotations, image_ids, category_ids, corners):
+    detection = {"score": round(float(rng.random()), 1), "bbox": _box(rng)}
+    if annotations and rng.random() < 0.7:
+        near = annotations[rng.integers(len(annotations))]
+        detection |= {"image_id": near["image_id"], "category_id": near["category_id"]}
+        x, y, width, height = near["bbox"]
+        dx, dy, dw, dh = rng.integers(-3, 4, 4).tolist() if rng.random() < 0.8 else (0, 0, 0, 0)
+        # Half the width or height, with nothing moved, is an IoU of exactly 0.5.
+        shrink = float(rng.choice([1, 1, 0.5, 0.75]))
+        detection["bbox"] = [x + dx, y + dy, max(1.0, width * shrink + dw), max(1.0, height + dh)]
+    else:
+        detection |= {"image_id": int(rng.choice(image_ids)), "category_id": int(rng.choice(category_ids))}
+    if corners and rng.random() < 0.1:
+        detection["category_id"] = 7777  # no such category
+    if corners and rng.random() < 0.1:
+        detection["bbox"][int(rng.integers(2, 4))] = 0.0
+    return detection

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+
+from detector.config import load_config, parse_config
+from detector.yaml_files import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+EFL = {"loss": {"classification": {"name": "equalized_focal", "scale": 4}}}
+
+
+def test_every_shipped_configuration_is_valid_and_says_how_to_run_it():
+    files = sorted((ROOT / "configs").rglob("*.yaml"))
+    assert len(files) >= 8
+    for file in files:
+        load_config(file)
+        text = file.read_text()
+        assert "tools/train.py --config" in text.split("\n")[0] or "not to be run by itself" in text, file
+
+
+def test_defaults_fill_what_the_file_leaves_out():
+    config = parse_config(EFL)
+    assert config.loss.classification.options() == {"alpha": 0.25, "gamma": 2.0, "scale": 4.0, "weight": 1.0}
+    assert config.matching.matcher.name == "iou"
+
+
+def test_the_run_folder_is_named_after_the_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text("seed: 3")
+    assert load_config(tmp_path / "mine.yaml").output == "runs/mine"
+    assert load_config(tmp_path / "mine.yaml", ["output=elsewhere"]).output == "elsewhere"
+
+
+def test_a_dumped_configuration_parses_to_itself():
+    config = parse_config({**EFL, "data": {"short_sides": [640, 800]}})
+    assert parse_config(config.model_dump(mode="json")) == config
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        parse_config({}).seed = 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optimiser": {}}, "optimiser: unknown key; did you mean 'optimizer'?"),
+        ({"optimizer": {"lrr": 1.0}}, "optimizer.lrr: unknown key; did you mean 'lr'?"),
+        ({"optimizer": {"lr": "fast"}}, "optimizer.lr: Input should be a valid number, found 'fast'"),
+        ({"optimizer": {"lr": -1}}, "optimizer.lr: Input should be greater than 0, found -1"),
+        ({"optimizer": {"name": "sdg"}}, "optimizer.name: unknown value 'sdg'; did you mean 'sgd'?"),
+        ({"optimizer": 3}, "optimizer: Input should be an object, found 3"),
+        ({"seed": True}, "seed: Input should be a valid integer, found True"),
+        ({"seed": 1.5}, "seed: Input should be a valid integer, found 1.5"),
+        ({"data": {"short_sides": 3}}, "data.short_sides: Input should be a valid array, found 3"),
+        ({"data": {"short_sides": [640, "x"]}}, "data.short_sides[1]: Input should be a valid integer, found 'x'"),
+        ({"data": {"train": {"image": "x"}}}, "data.train.image: unknown key; did you mean 'images'?"),
+        ({"data": {"generate": {}}}, "data.generate.folder: required, but missing"),
+        (
+            {"loss": {"classification": {"name": "equalised_focal"}}},
+            "loss.classification.name: unknown choice 'equalised_focal'; did you mean 'equalized_focal'?",
+        ),
+        ({"loss": {"classification": {"alpha": 0.1}}}, "loss.classification: needs a `name`; known: focal, equalized_focal"),
+        (
+            {"loss": {"classification": {"name": "focal", "scale": 8.0}}},
+            "loss.classification.scale: unknown key; known: alpha, gamma, name, weight",
+        ),
+        ({"loss": {"classification": {"name": "focal", "num_classes": 3}}}, "loss.classification.num_classes: unknown key"),
+        ({"matching": {"matcher": {"name": "atss", "candidate": 3}}}, "did you mean 'candidates'?"),
+        ({"schedule": {"length": 12, "milestones": [8, 20]}}, "schedule: milestones [8.0, 20.0] must lie between 0 and length 12"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_with_its_path_and_a_suggestion(values, message):
+    with pytest.raises(ConfigError) as error:
+        parse_config(values, where="x.yaml")
+    assert str(error.value).startswith("x.yaml: ")
+    assert message in str(error.value)
+
+
+def test_every_mistake_is_told_at_once():
+    with pytest.raises(ConfigError) as error:
+        parse_config({"sead": 1, "optimizer": {"lr": 0, "clip": 1}})
+    assert len(str(error.value).split("\n")) == 3

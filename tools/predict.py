@@ -1,0 +1,82 @@
+"""Draw a model's detections on images, and write them as JSON."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
+
+from datasets import DataError
+from datasets.images import read_image
+from detector.drawing import draw_boxes
+from detector.errors import readable_errors
+from detector.inference import Prediction, load_model, predict
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of a training run")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and detections.json")
+    parser.add_argument("--score-threshold", type=float, default=0.3, help="draw and write detections above it (0.3)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
+    arguments = parser.parse_args()
+    with readable_errors():
+        paths = find_images(arguments.images)
+        model = load_model(arguments.checkpoint, device=arguments.device, score_threshold=arguments.score_threshold)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        records = []
+        for number, path in enumerate(tqdm(paths, desc="predict", unit="image")):
+            image = read_image(path)
+            (found,) = predict(model, [image])
+            records += to_records(path, found)
+            # Numbered, since images of one name may come from several folders.
+            Image.fromarray(draw(image, found)).save(arguments.out / f"{number:04d}_{path.stem}.png")
+        (arguments.out / "detections.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+        print(
+            f"{len(records)} detections in {len(paths)} images: {arguments.out / 'detections.json'}, pictures beside it"
+        )
+
+
+def find_images(paths: list[Path]) -> list[Path]:
+    """The image files among `paths` and directly in the folders among them, sorted within a folder.
+
+    Raises DataError for a path that is not there and if there is no image at all.
+    """
+    found = []
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder")
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
+        found += inside
+    if not found:
+        raise DataError(f"{', '.join(map(str, paths))}: no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in there")
+    return found
+
+
+def draw(image: np.ndarray, found: Prediction) -> np.ndarray:
+    """The (H, W, 3) uint8 image with its detections."""
+    captions = [f"{name} {score:.2f}" for name, score in zip(found.class_names, found.scores, strict=True)]
+    return draw_boxes(image, found.boxes[::-1], found.labels[::-1], captions[::-1])  # the best on top
+
+
+def to_records(path: Path, found: Prediction) -> list[dict]:
+    """Detections as in COCO results, with the file and class named in place of an image id."""
+    x1, y1, x2, y2 = found.boxes.astype(float).T
+    boxes = np.stack((x1, y1, x2 - x1, y2 - y1), axis=1).tolist()
+    rows = zip(found.category_ids.tolist(), found.class_names, boxes, found.scores.astype(float).tolist(), strict=True)
+    return [
+        {"file": str(path), "category_id": category, "class": name, "bbox": box, "score": score}
+        for category, name, box, score in rows
+    ]
+
+
+if __name__ == "__main__":
+    main()
