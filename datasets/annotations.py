@@ -69,20 +69,6 @@ def frequency_groups(image_counts: Sequence[int] | NDArray, *, rare: int = 10, c
     return tuple("r" if count <= rare else "c" if count <= common else "f" for count in image_counts)
 
 
-def check_same_classes(train: Annotations, val: Annotations) -> None:
-    """Raise DataError, with ids and names, unless both files list the same category ids under the same names."""
-    ours, theirs = (dict(zip(a.category_ids.tolist(), a.class_names, strict=True)) for a in (train, val))
-    differing = [i for i in sorted(ours.keys() | theirs.keys()) if ours.get(i) != theirs.get(i)]
-    if not differing:
-        return
-    shown = [f"id {i}: {ours.get(i, 'missing')} in train, {theirs.get(i, 'missing')} in val" for i in differing[:5]]
-    raise DataError(
-        f"{train.path} (train, {len(ours)} classes) and {val.path} (val, {len(theirs)} classes) differ in {len(differing)} "
-        f"categories: {'; '.join(shown)}{'; …' if len(differing) > 5 else ''}; give both files the same 'categories', "
-        "including classes without objects"
-    )
-
-
 def read_annotations(path: Path | str) -> Annotations:
     """The annotations of a COCO or LVIS file.
 

@@ -98,8 +98,9 @@ def draw_dataset(
         max_objects: glyphs in an image, at most.
         min_size, max_size: of a glyph's longer side before its rotation, as a fraction of the image's shorter side.
         count_scale: category k is in round(count_scale * q_k) train images, at least 1, where the q_k follow the
-            quantiles of LVIS v1. None: the largest scale that train_images have room for. In val all categories are
-            in equally many images.
+            quantiles of LVIS v1. None: the largest scale at which the train images are three quarters full on average
+            and no category is in more than half of them (written to `info`). In val all categories are in equally
+            many images.
         rare_images, common_images: `frequency` is r in at most rare_images train images, c in at most common_images,
             f in more, by the images really drawn. The thresholds are not scaled; 10 and 100 are those of LVIS.
         federated: annotate val as LVIS is: some objects are left out, and few absent categories are listed as such.

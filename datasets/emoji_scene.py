@@ -71,6 +71,7 @@ class _Layers:
             first, last = np.maximum(corner, 0), np.minimum(corner + size, bounds)
             window = tuple(map(slice, first, last))
             inside = tuple(map(slice, first - corner, last - corner))
+            # By owner: covered[0] pixels were nobody's, covered[g + 1] would be lost to object g.
             covered = np.bincount(self.owners[window][mask[inside]], minlength=len(self.totals) + 1)
             remaining = self.visible - covered[1:]
             if covered.sum() >= max(1, MIN_VISIBLE * mask.sum()) and (remaining >= MIN_VISIBLE * self.totals).all():

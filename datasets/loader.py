@@ -148,9 +148,8 @@ class _EvaluationBatches(Dataset):
     """Consecutive images of `order`, by the number of the batch."""
 
     def __init__(self, dataset: DetectionDataset, order: NDArray, batch_size: int, view: Callable, pad_multiple: int):
-        self.dataset, self.order, self.batch_size, self.view, self.pad_multiple = (
-            dataset, order, batch_size, view, pad_multiple,
-        )  # fmt: skip
+        self.dataset, self.order, self.batch_size = dataset, order, batch_size
+        self.view, self.pad_multiple = view, pad_multiple
 
     def __getitem__(self, number: int) -> "_Packed | DataError":
         indices = self.order[number * self.batch_size : (number + 1) * self.batch_size].tolist()

@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from torch.amp import GradScaler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from datasets.annotations import check_same_classes, frequency_groups, read_annotations
+from datasets.annotations import read_annotations
 from datasets.emoji import draw_dataset
 from datasets.loader import BatchLoader, DetectionDataset, evaluation_loader, training_loader
 from datasets.samplers import TrainingStream, repeat_factors
@@ -62,15 +63,19 @@ def build_data(config: c.Config, process: Process) -> Data:
 
     Raises ConfigError for paths that are not set, DataError for everything that is wrong with the data.
     """
-    train_files, val_files = _files(config.data, process)
-    train = DetectionDataset(read_annotations(train_files[0]), train_files[1], keep_empty=config.data.keep_empty)
-    val = DetectionDataset(read_annotations(val_files[0]), val_files[1])
-    check_same_classes(train.annotations, val.annotations)
-    known = train.annotations
-    counts = known.image_counts
-    groups = known.frequencies or frequency_groups(counts, rare=config.data.rare, common=config.data.common)
-    classes = Classes(known.category_ids.tolist(), list(known.class_names), list(groups), counts.tolist())
+    (annotations, images), (val_annotations, val_images) = _files(config.data, process, "train", "val")
+    train = DetectionDataset(read_annotations(annotations), images, keep_empty=config.data.keep_empty)
+    val = DetectionDataset(read_annotations(val_annotations), val_images)
+    known, other = train.annotations, val.annotations
+    classes = Classes.from_annotations(known, rare=config.data.rare, common=config.data.common)
+    classes.check_same(other.category_ids, other.class_names, here=f"{known.path} (train)", there=f"{other.path} (val)")
     return Data(train, val, classes, _stream(config, train))
+
+
+def build_val(config: c.Config, process: Process) -> DetectionDataset:
+    """The validation set alone: a trained model needs no training set to be evaluated. Raises as `build_data` does."""
+    ((annotations, images),) = _files(config.data, process, "val")
+    return DetectionDataset(read_annotations(annotations), images)
 
 
 def build_network(config: c.Model, num_classes: int, *, pretrained: bool = True) -> RetinaNet:
@@ -203,8 +208,8 @@ def build_pictures(config: c.Config, data: Data, network: RetinaNet) -> np.ndarr
     )  # fmt: skip
 
 
-def _files(data: c.Data, process: Process) -> tuple[tuple[str | Path, str | Path], tuple[str | Path, str | Path]]:
-    """(annotations, images) of train and of val."""
+def _files(data: c.Data, process: Process, *names: Literal["train", "val"]) -> list[tuple[str | Path, str | Path]]:
+    """(annotations, images) of each of the splits."""
     if data.generate:
         options = data.generate.options()
         with _config_errors("data.generate"):
@@ -215,17 +220,18 @@ def _files(data: c.Data, process: Process) -> tuple[tuple[str | Path, str | Path
             files = draw_dataset(
                 options["folder"], **{k: v for k, v in options.items() if k != "folder"}, progress=False
             )
-        return (files.train, files.images), (files.val, files.images)
+        return [(getattr(files, name), files.images) for name in names]
+    splits = {name: getattr(data, name) for name in names}
     missing = [
         f"data.{name}.{key}"
-        for name, split in (("train", data.train), ("val", data.val))
+        for name, split in splits.items()
         for key in ("annotations", "images")
         if getattr(split, key) is None
     ]
     if missing:
         raise ConfigError(f"{', '.join(missing)}: not set; name the files in the configuration or on the command line, "
                           f"for instance {missing[0]}=PATH")  # fmt: skip
-    return (data.train.annotations, data.train.images), (data.val.annotations, data.val.images)
+    return [(split.annotations, split.images) for split in splits.values()]
 
 
 def _stream(config: c.Config, train: DetectionDataset) -> TrainingStream:

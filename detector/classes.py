@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from datasets.annotations import Annotations, frequency_groups
+
 from .yaml_files import ConfigError
 
 
@@ -13,6 +15,13 @@ class Classes(NamedTuple):
     names: list[str]
     frequencies: list[str]  # "r", "c" or "f", by the training set
     train_images: list[int]  # number of training images that hold the class
+
+    @classmethod
+    def from_annotations(cls, train: Annotations, *, rare: int = 10, common: int = 100) -> "Classes":
+        """The classes of a training set; `rare` and `common` group them if the file does not (see `frequency_groups`)."""
+        counts = train.image_counts
+        groups = train.frequencies or frequency_groups(counts, rare=rare, common=common)
+        return cls(train.category_ids.tolist(), list(train.class_names), list(groups), counts.tolist())
 
     def check_same(self, ids: Sequence[int], names: Sequence[str], *, here: str, there: str) -> None:
         """Raise ConfigError, naming the first differences, if other classes are not these.

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .yaml_files import ConfigError
+
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -29,19 +31,19 @@ def process_group(device: str = "auto") -> Iterator[Process]:
         device: "cpu", "cuda", or "auto" for cuda where there is one.
 
     Raises:
-        ValueError: some but not all of torchrun's variables are set; or "cuda" without a GPU for this process.
+        ConfigError: some but not all of torchrun's variables are set; or "cuda" without a GPU for this process.
     """
     here = {name: os.environ.get(name) for name in _TORCHRUN_VARIABLES}
     missing = [name for name, value in here.items() if value is None]
     # A stray RANK or MASTER_ADDR of a batch system must not make a process wait for company that never comes.
     if missing and here["RANK"] is not None and here["WORLD_SIZE"] is not None:
-        raise ValueError(
+        raise ConfigError(
             f"RANK and WORLD_SIZE are set, but {', '.join(missing)} not: start with `torchrun`, or unset them"
         )
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     local_rank = 0 if missing else int(here["LOCAL_RANK"])
     if use_cuda and local_rank >= torch.cuda.device_count():
-        raise ValueError(
+        raise ConfigError(
             f"device: cuda, but process {local_rank} of this machine finds {torch.cuda.device_count()} GPUs"
         )
     where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")

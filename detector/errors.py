@@ -8,14 +8,19 @@ from contextlib import contextmanager
 from datasets import DataError
 
 from .checkpoint import CheckpointError
+from .evaluation.results import ResultsError
 from .yaml_files import ConfigError
+
+_BAD_PATH = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """End the program with exit code 1 and `error: …` for what a user can cause; anything else keeps its traceback."""
+    rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
     try:
         yield
-    except (ConfigError, DataError, CheckpointError, FloatingPointError) as error:
-        rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
+    except (ConfigError, DataError, CheckpointError, ResultsError, FloatingPointError) as error:
         sys.exit(f"{rank}error: {error}")
+    except _BAD_PATH as error:
+        sys.exit(f"{rank}error: {error.filename}: {error.strerror}")

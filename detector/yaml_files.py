@@ -104,6 +104,20 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
     return merged
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`section.key: old -> new` for each value in which two nested mappings differ, sorted by key."""
+    old, new = _flat(before), _flat(now)
+    keys = sorted(key for key in old | new if old.get(key) != new.get(key))
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'lr'?`, or the list of what is known if nothing is close."""
     known = sorted(str(entry) for entry in known)

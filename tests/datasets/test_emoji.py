@@ -33,7 +33,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def all_glyphs():
-    return choose_glyphs(MAX_CATEGORIES, font_size=32)
+    return choose_glyphs(MAX_CATEGORIES, font_size=64)
 
 
 def contents(folder):
@@ -66,13 +66,13 @@ def test_no_chosen_picture_is_close_to_another_or_to_its_mirror_image(all_glyphs
         values = np.asarray(canvas, np.float64) / 255
         return np.concatenate([values[..., :3] * values[..., 3:], values[..., 3:]], 2)
 
-    # The faces are the closest of all. Rendered at another size than the choice was made with: hence 0.10, not 0.11.
-    pictures = [small(glyph.picture) for glyph in all_glyphs if "face" in glyph.name or glyph.codepoint < 0x2700]
-    assert len(pictures) > 150
+    # The faces are the closest of all, and the symbols the plainest.
+    pictures = [small(glyph.picture) for glyph in all_glyphs if "face" in glyph.name or glyph.codepoint < 0x1F200]
+    assert len(pictures) > 250
     for index, picture in enumerate(pictures):
         for other in pictures[:index]:
-            assert np.sqrt(np.mean((picture - other) ** 2)) > 0.10
-            assert np.sqrt(np.mean((picture - other[:, ::-1]) ** 2)) > 0.10
+            assert np.sqrt(np.mean((picture - other) ** 2)) >= 0.11
+            assert np.sqrt(np.mean((picture - other[:, ::-1]) ** 2)) >= 0.11
 
 
 def test_a_small_set_is_part_of_a_large_one_and_begins_with_the_hand_picked(all_glyphs):
@@ -100,7 +100,7 @@ def test_missing_openmoji_names_the_package_to_install(monkeypatch, tmp_path):
 
 def test_counts_are_the_quantiles_of_lvis():
     assert tuple(tail_counts(21, 1.0)) == LVIS_IMAGE_COUNTS
-    assert tail_counts(41, 1.0)[25] == 57  # halfway between 49 and 66 in the logarithm: sqrt(49 * 66) = 56.9
+    assert tail_counts(41, 1.0)[25] == 79  # halfway between 66 and 95 in the logarithm: sqrt(66 * 95) = 79.2
     assert tuple(tail_counts(21, 0.1)[[0, 7, 10, 20]]) == (1, 2, 4, 198)
 
 
@@ -123,14 +123,17 @@ def test_fitting_counts_hold_exactly_and_no_image_overflows(categories, images, 
     assert max_objects == 1 or sum(map(len, plan)) > counts.sum()  # some categories are in an image twice
 
 
-def test_counts_that_just_fit_are_met():
-    counts = np.full(6, 10)
-    plan = assign_images(counts, 10, 6, np.random.default_rng(0))
-    assert all(sorted(labels) == [0, 1, 2, 3, 4, 5] for labels in plan)
+@pytest.mark.parametrize(("counts", "max_objects"), [([3, 4, 3], 1), ([5, 5, 5], 2), ([8, 8, 5], 3)])
+def test_counts_that_just_fit_are_met(counts, max_objects):
+    for seed in range(50):
+        plan = assign_images(np.array(counts), 10, max_objects, np.random.default_rng(seed))
+        found = Counter(label for labels in plan for label in set(labels.tolist()))
+        assert [found[label] for label in range(3)] == counts
+        assert max(map(len, plan)) <= max_objects
 
 
 def test_counts_without_room_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="one category: 593.*more than 60 images.*smaller count_scale"):
+    with pytest.raises(ValueError, match=r"one category: 593.*more than 60 images.*smaller count_scale"):
         draw_dataset(tmp_path / "set", count_scale=0.3, **SMALL)
 
 
@@ -194,17 +197,17 @@ def test_too_many_glyphs_for_an_image_are_refused(monkeypatch):
         draw_scene([None] * 60, rng=np.random.default_rng(0), **options)
 
 
-def test_scene_draws_the_glyph_within_its_box(all_glyphs):
+def test_the_box_holds_the_glyph(monkeypatch, all_glyphs):
+    monkeypatch.setattr(emoji_scene, "_background", lambda size, rng: Image.new("RGB", size[::-1]))
     picture = next(glyph.picture for glyph in all_glyphs if glyph.name == "lemon")
     options = {"image_size": (96, 96), "min_size": 0.4, "max_size": 0.4}
-    # The same background, as it is drawn first.
-    empty, _ = draw_scene([], rng=np.random.default_rng(7), **options)
     image, objects = draw_scene([picture], rng=np.random.default_rng(7), **options)
-    changed = np.abs(np.asarray(image, int) - np.asarray(empty, int)).max(2) > 60
     (x, y, w, h), area = objects.boxes_xywh[0], objects.areas[0]
-    assert changed[y : y + h, x : x + w].sum() > 0.8 * area
-    changed[y : y + h, x : x + w] = False
-    assert not changed.any()
+    # On black: a soft edge of alpha below 64 does not count, and the lemon has a black outline.
+    bright = np.asarray(image).max(2) > 64
+    assert bright[y : y + h, x : x + w].sum() > 0.6 * area
+    bright[y : y + h, x : x + w] = False
+    assert not bright.any()
 
 
 # ---- files
@@ -263,7 +266,8 @@ def test_images_and_boxes_fit_each_other(files, split):
     assert [found["id"] for found in content["annotations"]] == list(range(1, len(content["annotations"]) + 1))
     for found in content["annotations"]:
         x, y, w, h = found["bbox"]
-        assert x >= 0 and y >= 0 and w > 0 and h > 0 and x + w <= 80 and y + h <= 64
+        assert 0 <= x < x + w <= 80
+        assert 0 <= y < y + h <= 64
         assert 0 < found["area"] <= w * h
 
 

@@ -8,8 +8,8 @@ from datasets.samplers import TrainingStream, repeat_factors
 
 
 def _long_tail(num_images=200, num_classes=8, seed=0):
-    """Labels and images of objects: class c is in about 1 / 2^c of the images, some images are empty."""
-    present = np.random.default_rng(seed).random((num_images, num_classes)) < 0.5 ** np.arange(1, num_classes + 1)
+    """Labels and images of objects: class c is in about 2^(c - 8) of the images, the last is common; some images are empty."""
+    present = np.random.default_rng(seed).random((num_images, num_classes)) < 0.5 ** np.arange(num_classes, 0, -1)
     images, labels = np.nonzero(present)
     return np.concatenate([labels, labels[::3]]), np.concatenate([images, images[::3]])  # several objects of a class
 
@@ -115,7 +115,9 @@ def test_grouping_keeps_the_images_of_a_window_and_mixes_at_most_one_batch():
     for window in range(3):
         steps = range(32 * window, 32 * (window + 1))
         batches = [grouped.step(step) for step in steps]
-        assert sorted(pair for batch in batches for pair in batch) == sorted(pair for step in steps for pair in plain.step(step))
+        assert sorted(pair for batch in batches for pair in batch) == sorted(
+            pair for step in steps for pair in plain.step(step)
+        )
         kinds = [{bool(wide[image]) for image, _ in batch} for batch in batches]
         assert sum(len(kind) == 2 for kind in kinds) <= 1
         order = [kind.copy().pop() for kind in kinds]

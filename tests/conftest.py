@@ -1,0 +1,137 @@
+"""A tiny dataset of colored shapes, and a detector that takes milliseconds for a step on it."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from detector.config import Config, parse_config
+from detector.distributed import Process
+from detector.run import run_training
+from detector.yaml_files import merge
+
+torch.set_num_threads(1)  # sums over threads depend on their number
+
+CPU = Process(0, 1, torch.device("cpu"))
+SIZES = [(64, 64), (64, 96), (96, 64), (72, 80)]  # height, width
+CATEGORIES = [  # the file's order is not that of the ids, and the ids have gaps
+    {"id": 90, "name": "blue bar", "frequency": "r"},
+    {"id": 3, "name": "red square", "frequency": "f"},
+    {"id": 12, "name": "yellow disc", "frequency": "c"},
+    {"id": 7, "name": "green ring", "frequency": "f"},
+]
+
+
+class Shapes(NamedTuple):
+    """Where the dataset lies."""
+
+    folder: Path  # of the images
+    train: Path
+    val: Path
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Shapes:
+    """24 training images, with an empty one, a crowd and an ignored object among them; 7 validation images."""
+    folder = tmp_path_factory.mktemp("shapes")
+    train = draw_split(folder, "train", num_images=24, seed=1)
+    train["annotations"][0]["iscrowd"] = 1
+    train["annotations"][5]["ignore"] = 1
+    val = draw_split(folder, "val", num_images=7, seed=2)
+    for name, content in (("train", train), ("val", val)):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return Shapes(folder, folder / "train.json", folder / "val.json")
+
+
+def draw_split(folder: Path, split: str, *, num_images: int, seed: int, empty: tuple[int, ...] = (2,)) -> dict:
+    """The LVIS content of a split whose images are drawn into `folder`; `empty` are images without objects."""
+    rng = np.random.default_rng(seed)
+    images, annotations = [], []
+    for i in range(num_images):
+        height, width = SIZES[i % len(SIZES)]
+        picture = Image.fromarray(rng.integers(90, 130, (height, width, 3), dtype=np.uint8))
+        draw, present = ImageDraw.Draw(picture), set()
+        image = {"id": 1000 - 7 * i, "height": height, "width": width, "file_name": f"{split}_{i}.png"}
+        cells = [] if i in empty else rng.permutation([(x, y) for x in (0, 32) for y in (0, 32)])[: rng.integers(1, 4)]
+        for x, y in cells:
+            category = CATEGORIES[rng.choice(4, p=(0.15, 0.35, 0.2, 0.3))]
+            box = draw_shape(draw, category["name"], left=int(x), top=int(y), rng=rng)
+            present.add(category["id"])
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image["id"],
+                    "category_id": category["id"],
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                }
+            )
+        image |= {
+            "neg_category_ids": [c["id"] for c in CATEGORIES if c["id"] not in present],
+            "not_exhaustive_category_ids": [],
+        }
+        images.append(image)
+        picture.save(folder / image["file_name"])
+    return {"images": images, "annotations": annotations, "categories": CATEGORIES}
+
+
+def draw_shape(draw: ImageDraw.ImageDraw, name: str, *, left: int, top: int, rng: np.random.Generator) -> list[int]:
+    """Draws a shape somewhere in the 32-pixel cell at (left, top); its box as [x, y, width, height]."""
+    side = int(rng.integers(18, 27))
+    width, height = (side, side // 2) if name == "blue bar" else (side, side)
+    x, y = left + int(rng.integers(0, 32 - width)), top + int(rng.integers(0, 32 - height))
+    corners = (x, y, x + width - 1, y + height - 1)
+    if name == "red square":
+        draw.rectangle(corners, fill=(220, 30, 30))
+    elif name == "blue bar":
+        draw.rectangle(corners, fill=(30, 30, 220))
+    elif name == "yellow disc":
+        draw.ellipse(corners, fill=(230, 220, 40))
+    else:
+        draw.ellipse(corners, outline=(40, 220, 40), width=5)
+    return [x, y, width, height]
+
+
+@pytest.fixture(scope="session")
+def values(shapes) -> dict:
+    """A configuration as plain values: the thin trunk, P3 to P5 of 16 channels, 6 steps."""
+    return {
+        "output": "set by the test",
+        "data": {
+            "train": {"annotations": str(shapes.train), "images": str(shapes.folder)},
+            "val": {"annotations": str(shapes.val), "images": str(shapes.folder)},
+            "short_sides": [56, 64],
+            "test_short_side": 64,
+            "long_side": 96,
+            "workers": 0,
+        },
+        "model": {
+            "backbone": {"name": "thin", "norm": "gn"},
+            "fpn": {"channels": 16, "levels": 3},
+            "head": {"num_convs": 1, "width": 16, "norm": "gn", "prior": 0.05},
+            "anchors": {"base_size": 3.0, "ratios": [1.0], "scales": [1.0]},
+        },
+        "matching": {"matcher": {"name": "atss"}},
+        "loss": {"classification": {"name": "equalized_focal"}, "box": {"name": "giou", "weight": 2.0}},
+        "optimizer": {"lr": 0.02, "clip_norm": 10.0},
+        "schedule": {"unit": "steps", "name": "cosine", "length": 6, "milestones": [], "warmup_steps": 2},
+        "train": {"batch_size": 4, "log_every": 1, "checkpoint_every": 2},
+        "test": {"score_threshold": 0.0, "detections_per_image": 50},
+        "eval": {"every": None, "batch_size": 2, "pictures": 0},
+    }
+
+
+@pytest.fixture(scope="session")
+def make_config(values) -> Callable[..., Config]:
+    """(run folder, differences) -> Config."""
+
+    def make(output: Path, differences: Mapping = {}) -> Config:  # noqa: B006 (never changed)
+        return parse_config(merge(merge(values, differences), {"output": str(output)}))
+
+    return make
