@@ -40,7 +40,7 @@ def read_image(path: Path | str, expected_size: tuple[int, int] | None = None) -
     try:
         with Image.open(path) as file:
             orientation = _orientation(file)
-            image = _rgb(file)
+            image = to_rgb(file)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such image") from error
     except (*_DAMAGED, Image.DecompressionBombError) as error:
@@ -64,7 +64,8 @@ def _orientation(image: Image.Image) -> int:
         return 1  # damaged metadata leave the pixels as good as they are
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as 8-bit RGB. Raises ValueError for floating-point pixels."""
     if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip at 255
         values = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from datasets.samplers import TrainingStream, repeat_factors
 from losses import BOX_LOSSES, CLASSIFICATION_LOSSES
 
 from . import config as c
-from .checkpoint import load_checkpoint
+from .checkpoint import load_checkpoint, network_weights
 from .classes import Classes
 from .distributed import Process, barrier
 from .evaluation.ground_truth import GroundTruth, choose_protocol
@@ -252,14 +253,16 @@ def _load_detector(network: RetinaNet, path: str, classes: Classes) -> None:
     if "classes" in state:
         theirs = state["classes"]
         classes.check_same(theirs["ids"], theirs["names"], here="the training set", there=f"model.weights {path}")
-        weights = state["model"]
+        weights = network_weights(state)
     else:
         with _config_errors("model.weights"):
             weights = convert_torchvision_retinanet(state, category_ids=classes.ids)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ConfigError(f"model.weights: {path} does not fit the model of this configuration: {error}") from error
+        raise ConfigError(
+            f"model.weights: {path} does not fit the model of this configuration: {shorten(str(error), 500)}"
+        ) from error
 
 
 @contextmanager

@@ -2,13 +2,21 @@
 
 import os
 import pickle
-import zipfile
+import re
+import struct
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 BEST = "best.pt"
+
+# What torch.load raises for truncated, damaged and foreign files of one kind or another.
+_DAMAGED = (
+    OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, struct.error,
+    pickle.UnpicklingError,
+)  # fmt: skip
 
 
 class CheckpointError(ValueError):
@@ -40,13 +48,27 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values: {error}") from error
-    except (RuntimeError, EOFError, OSError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint (truncated or another format?): {error}") from error
+    except _DAMAGED as error:
+        # Torch's own text is pages long and tells how to switch its safety off.
+        if foreign := re.search(r"GLOBAL (\S+)", str(error)):
+            raise CheckpointError(
+                f"{path}: refused: it holds {foreign[1]}, and reading that could run code of the file; expected tensors "
+                "and plain values only"
+            ) from error
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint; is it truncated, or a file of another kind?"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dictionary, found {type(content).__name__}")
     return content
+
+
+def network_weights(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights to use of a training run's checkpoint: the averaged ones if the run kept them, as it evaluated them."""
+    if not state.get("ema"):
+        return state["model"]
+    averaged = {key.removeprefix("module."): value for key, value in state["ema"].items()}
+    return {key: averaged[key] for key in state["model"]}
 
 
 def step_path(folder: Path, step: int) -> Path:
@@ -60,9 +82,17 @@ def saved_steps(folder: Path) -> list[Path]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints of steps; the best is another file and stays."""
-    for path in saved_steps(folder)[:-keep]:
+    """Delete all but the `keep` newest checkpoints of steps, and what killed writers left; the best stays."""
+    for path in [*saved_steps(folder)[:-keep], *folder.glob("*.tmp")]:
         path.unlink()
+
+
+def discard_later(folder: Path, step: int) -> list[Path]:
+    """Delete the checkpoints of steps after `step`; returns where they were."""
+    later = [path for path in saved_steps(folder) if path > step_path(folder, step)]
+    for path in later:
+        path.unlink()
+    return later
 
 
 def mark_best(path: Path) -> None:

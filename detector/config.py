@@ -5,7 +5,6 @@ The options of losses, matchers and the drawn dataset are the keyword parameters
 
 import inspect
 import json
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
@@ -18,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from datasets.emoji import draw_dataset
 from losses import BOX_LOSSES, CLASSIFICATION_LOSSES
 
+from .config_messages import in_our_words
 from .training.matching import MATCHERS
-from .yaml_files import ConfigError, apply_overrides, read_yaml, suggestion
+from .yaml_files import ConfigError, apply_overrides, read_yaml
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -217,49 +217,6 @@ def parse_config(values: Mapping[str, Any], where: str = "config") -> Config:
         # Through JSON: pydantic's strict mode then takes a list for a tuple, but still no text or boolean for a number.
         return Config.model_validate_json(json.dumps(dict(values), default=str))
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{where}: {_message(entry, values)}" for entry in error.errors())) from error
-
-
-def _name_of(section: type[Section]) -> str:
-    return typing.get_args(section.model_fields["name"].annotation)[0]
-
-
-def _sections_in(annotation: Any) -> list[type[Section]]:
-    if inspect.isclass(annotation) and issubclass(annotation, Section):
-        return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
-        return [section for argument in typing.get_args(annotation) for section in _sections_in(argument)]
-    return []
-
-
-def _message(error: Mapping[str, Any], values: Any) -> str:
-    """`optimizer.lrr: unknown key; did you mean 'lr'?`: one pydantic error in our words."""
-    section, path = Config, []
-    for part in error["loc"][:-1] if error["type"] == "extra_forbidden" else error["loc"]:
-        if isinstance(values, Mapping) and part not in values and values.get("name") == part:
-            continue  # pydantic's tag of the chosen alternative: no part of the user's file
-        path.append(f"[{part}]" if isinstance(part, int) else f".{part}")
-        values = values.get(part) if isinstance(values, Mapping) else None
-        field = section.model_fields.get(part) if section else None
-        inner = _sections_in(field.annotation) if field else []
-        chosen = [
-            s
-            for s in inner
-            if isinstance(values, Mapping) and "name" in s.model_fields and _name_of(s) == values.get("name")
-        ]
-        section = (chosen or inner or [None])[0]
-    where = "".join(path).lstrip(".")
-    if error["type"] == "extra_forbidden":
-        key = error["loc"][-1]
-        return f"{f'{where}.' if where else ''}{key}: unknown key{suggestion(key, section.model_fields)}"
-    if error["type"] == "union_tag_invalid":
-        known = [_name_of(s) for s in inner]
-        return f"{where}.name: unknown choice {error['ctx']['tag']!r}{suggestion(error['ctx']['tag'], known)}"
-    if error["type"] == "union_tag_not_found":
-        return f"{where}: needs a `name`; known: {', '.join(_name_of(s) for s in inner)}"
-    if error["type"] == "missing":
-        return f"{where}: required, but missing"
-    if error["type"] == "literal_error":
-        known = typing.get_args(field.annotation) if field else ()
-        return f"{where}: unknown value {error['input']!r}{suggestion(error['input'], known)}"
-    return f"{where}: {error['msg'].removeprefix('Value error, ')}, found {error['input']!r}"
+        raise ConfigError(
+            "\n".join(f"{where}: {in_our_words(entry, Config, values)}" for entry in error.errors())
+        ) from error

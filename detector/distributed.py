@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .yaml_files import ConfigError
 
@@ -31,7 +31,8 @@ def process_group(device: str = "auto") -> Iterator[Process]:
         device: "cpu", "cuda", or "auto" for cuda where there is one.
 
     Raises:
-        ConfigError: some but not all of torchrun's variables are set; or "cuda" without a GPU for this process.
+        ConfigError: RANK and WORLD_SIZE are set, but not all of torchrun's variables; or "cuda" without a GPU for this
+            process.
     """
     here = {name: os.environ.get(name) for name in _TORCHRUN_VARIABLES}
     missing = [name for name, value in here.items() if value is None]
@@ -65,6 +66,13 @@ def all_sum(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process rank 0's buffers: BatchNorm has gathered its statistics in each process on its own."""
+    if dist.is_initialized():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def barrier() -> None:

@@ -3,22 +3,24 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
-from datasets.images import read_image
+from datasets.images import read_image, to_rgb
 from datasets.loader import padded_size
 from datasets.transforms import View, apply_view, resized_size
 
 from .build import build_network
-from .checkpoint import CheckpointError, load_checkpoint
+from .checkpoint import CheckpointError, load_checkpoint, network_weights
 from .classes import Classes
 from .config import Config, parse_config
 from .model.postprocess import Detections, Postprocess, rescale
 from .model.retinanet import RetinaNet
+from .yaml_files import ConfigError
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Prediction(NamedTuple):
     class_names: list[str]
 
 
-def load_model(checkpoint: Path | str, *, device: str = "cpu", score_threshold: float | None = None) -> LoadedModel:
+def load_model(
+    checkpoint: Path | str, *, device: str | torch.device = "cpu", score_threshold: float | None = None
+) -> LoadedModel:
     """The model of a training checkpoint, ready to predict: averaged weights where the run kept them.
 
     Args:
@@ -50,7 +54,11 @@ def load_model(checkpoint: Path | str, *, device: str = "cpu", score_threshold: 
 
     Raises:
         CheckpointError: missing, truncated or foreign file.
+        ConfigError: a GPU is asked for, and there is none.
     """
+    where = torch.device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device}: torch finds no GPU here")
     state = load_checkpoint(checkpoint)
     missing = {"config", "classes", "model"} - state.keys()
     if missing:
@@ -59,7 +67,6 @@ def load_model(checkpoint: Path | str, *, device: str = "cpu", score_threshold: 
     classes = Classes(**state["classes"])
     network = build_network(config.model, len(classes.ids), pretrained=False)
     load_weights(network, state, checkpoint)
-    where = torch.device(device)
     options = config.test.options() | ({} if score_threshold is None else {"score_threshold": score_threshold})
     postprocess = Postprocess(**options)
     return LoadedModel(network.to(where).eval(), postprocess, classes, config, where)
@@ -67,26 +74,25 @@ def load_model(checkpoint: Path | str, *, device: str = "cpu", score_threshold: 
 
 def load_weights(network: RetinaNet, state: dict, checkpoint: Path | str) -> None:
     """Put the weights of a checkpoint's content into a network, averaged ones if there are any."""
-    weights = state["model"]
-    if state.get("ema"):
-        averaged = {key.removeprefix("module."): value for key, value in state["ema"].items()}
-        weights = {key: averaged[key] for key in weights}
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(network_weights(state))
     except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint}: the checkpoint of another model: {error}") from error
+        raise CheckpointError(f"{checkpoint}: the checkpoint of another model: {shorten(str(error), 500)}") from error
 
 
 @torch.no_grad()
 def predict(model: LoadedModel, images: Iterable[Path | str | Image.Image | np.ndarray]) -> list[Prediction]:
     """The detections in each image: a path, a PIL image, or an (H, W, 3) uint8 RGB array.
 
-    Images are resized as in the test of the training run and run one by one.
+    Images are resized as in the test of the training run and run one by one. The EXIF orientation of a file is applied;
+    a PIL image is taken as its pixels lie.
 
     Raises:
         DataError: a path that is missing or undecodable.
-        TypeError: anything else.
+        TypeError: anything else, and one image in place of a list.
     """
+    if isinstance(images, str | Path | Image.Image | np.ndarray):
+        raise TypeError(f"predict: expected a list of images, found one {type(images).__name__}; write [image]")
     return [_predict_one(model, _pixels(image)) for image in images]
 
 
@@ -94,7 +100,7 @@ def _pixels(image: Path | str | Image.Image | np.ndarray) -> np.ndarray:
     if isinstance(image, str | Path):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(to_rgb(image))
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         return image
     found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__

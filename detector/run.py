@@ -19,11 +19,12 @@ from .build import (
 )
 from .checkpoint import CheckpointError, load_checkpoint, mark_best, prune, save_checkpoint, saved_steps, step_path
 from .config import Config
+from .dataset_report import describe
 from .distributed import Process, barrier, from_rank_zero
 from .evaluation.metrics import table
 from .training.engine import Run, train
 from .training.run_log import RunLog, environment
-from .yaml_files import ConfigError
+from .yaml_files import ConfigError, differences
 
 _FORMAT = "longshot 1"
 
@@ -47,12 +48,12 @@ def run_training(config: Config, process: Process, resume: str | None = None) ->
     per_pass = images_per_pass(config, process)
     evaluation = build_evaluation(config, data.val, data.classes, process)
     run = build_run(config, data.classes, process)
-    changes = _restore(run, state, data, config) if state else []
+    warnings = _restore(run, state, data, config) if state else []
     log = RunLog(
         folder, step=run.step, frequencies=data.classes.frequencies,
         log_every=config.train.log_every, enabled=process.rank == 0,
     )  # fmt: skip
-    _introduce(log, config, data, run, schedule.total_steps, changes)
+    _introduce(log, config, data, run, schedule.total_steps, [*warnings, *evaluation.caveats()])
 
     def save() -> None:
         if process.rank == 0:
@@ -121,7 +122,7 @@ def _content(run: Run, data: Data, config: Config) -> dict:
 
 
 def _restore(run: Run, state: dict, data: Data, config: Config) -> list[str]:
-    """Put a checkpoint's state into `run`; returns the options that differ from those of the checkpoint."""
+    """Put a checkpoint's state into `run`; returns a warning for each option that has changed."""
     if state.get("format") != _FORMAT:
         raise CheckpointError(
             f"--resume: found format {state.get('format')!r}, expected {_FORMAT!r}: not a checkpoint of a training run. "
@@ -133,19 +134,11 @@ def _restore(run: Run, state: dict, data: Data, config: Config) -> list[str]:
         run.load_state_dict(state)
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"--resume: the checkpoint is of another model, loss or optimizer: {error}") from error
-    before, now = _flat(state["config"]), _flat(config.model_dump(mode="json"))
-    keys = sorted(key for key in before | now if before.get(key) != now.get(key))
-    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys]
+    changes = differences(state["config"], config.model_dump(mode="json"))
+    return [f"resumed with a changed configuration: {change}" for change in changes]
 
 
-def _flat(values: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _introduce(log: RunLog, config: Config, data: Data, run: Run, total_steps: int, changes: list[str]) -> None:
+def _introduce(log: RunLog, config: Config, data: Data, run: Run, total_steps: int, warnings: list[str]) -> None:
     """Write down what is about to be trained, on what, with what."""
     if not log.enabled:
         return
@@ -153,33 +146,13 @@ def _introduce(log: RunLog, config: Config, data: Data, run: Run, total_steps: i
     (log.folder / "config.yaml").write_text(resolved, encoding="utf-8")
     (log.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
     log.say(resolved)
-    for change in changes:
-        log.say(f"warning: resumed with a changed configuration: {change}")
+    for warning in warnings:
+        log.say(f"warning: {warning}")
     log.say(describe(data))
     parameters = sum(p.numel() for p in run.network.parameters() if p.requires_grad)
     log.say(
         f"{parameters / 1e6:.2f} M trainable parameters; steps {run.step} to {total_steps}; run folder {log.folder}"
     )
-
-
-def describe(data: Data) -> str:
-    """A few lines on what is in the data: images, objects, the most and the least frequent classes, boxes left out."""
-    lines = []
-    for name, split in (("train", data.train), ("val", data.val)):
-        objects = int(split.annotations.instance_counts.sum())
-        lines.append(f"{name}: {len(split)} images, {objects} objects ({split.annotations.path})")
-        lines += [split.report] if split.report else []
-    classes = data.classes
-    sizes = {group: classes.frequencies.count(group) for group in "rcf"}
-    order = sorted(range(len(classes.ids)), key=lambda k: -classes.train_images[k])
-    shown = [f"{classes.names[k]} {classes.train_images[k]}" for k in order]
-    middle = [] if len(shown) <= 10 else ["…"]
-    lines.append(
-        f"{len(shown)} classes (rare {sizes['r']}, common {sizes['c']}, frequent {sizes['f']}), with training images: "
-        + ", ".join([*shown[:5], *middle, *shown[-5:]] if middle else shown)
-    )
-    lines.append(f"an epoch is {data.stream.epoch_length:g} images after the sampler")
-    return "\n".join(lines)
 
 
 def _record(log: RunLog, step: int, result: dict, best_metric: str) -> None:

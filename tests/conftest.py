@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw
 
 from detector.config import Config, parse_config
 from detector.distributed import Process
-from detector.run import run_training
 from detector.yaml_files import merge
 
 torch.set_num_threads(1)  # sums over threads depend on their number
@@ -131,7 +130,7 @@ def values(shapes) -> dict:
 def make_config(values) -> Callable[..., Config]:
     """(run folder, differences) -> Config."""
 
-    def make(output: Path, differences: Mapping = {}) -> Config:  # noqa: B006 (never changed)
+    def make(output: Path, differences: Mapping = {}) -> Config:
         return parse_config(merge(merge(values, differences), {"output": str(output)}))
 
     return make

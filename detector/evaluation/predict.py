@@ -17,6 +17,9 @@ from .ground_truth import GroundTruth
 from .metrics import summarize
 from .results import DetectionColumns
 
+# AP of rare classes lives on detections with low scores.
+_LVIS_SCORE_THRESHOLD = 1e-3
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -37,6 +40,17 @@ class Evaluation:
     class_names: Sequence[str]
     frequencies: Sequence[str]
     train_image_counts: Sequence[int] | None = None
+
+    def caveats(self) -> list[str]:
+        """What keeps the numbers from being comparable with those of others."""
+        limit, threshold = self.ground_truth.protocol.per_image, self.postprocess.score_threshold
+        kept = self.postprocess.detections_per_image
+        if limit is None or (threshold <= _LVIS_SCORE_THRESHOLD and kept >= limit):
+            return []
+        return [
+            f"test.score_threshold is {threshold:g} and test.detections_per_image {kept}; LVIS numbers are comparable only "
+            f"with at most {_LVIS_SCORE_THRESHOLD:g} and at least {limit}"
+        ]
 
     def run(self, network: RetinaNet) -> dict | None:
         """The result (see `metrics.summarize`) on rank 0, None on the others. Leaves the network in eval mode."""

@@ -48,14 +48,24 @@ class Run:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go back to a state which `state_dict` returned, from a run with the same configuration."""
+        """Go back to a state which `state_dict` returned, of a run with the same model, loss and optimizer.
+
+        The optimizer's settings (weight decay, momentum) stay those of this run; averaging and loss scaling begin here
+        if the other run had none.
+        """
         self.step = state["step"]
         self.network.load_state_dict(state["model"])
-        if self.ema:
+        if self.ema and state["ema"]:
             self.ema.load_state_dict(state["ema"])
+        elif self.ema:
+            self.ema.module.load_state_dict(state["model"])
         self.criterion.load_state_dict(state["criterion"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])  # takes the other run's settings too
+        for group, setting in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(setting)
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
 
     @property
@@ -82,6 +92,8 @@ def train(
 ) -> None:
     """Train from `run.step` to `total_steps`, in place. Saves and evaluates at the end, whatever the intervals.
 
+    What is evaluated is saved first: it may be the best, and evaluating it may take long.
+
     Args:
         batches: this process's share of the batches of steps run.step, run.step + 1, …
         learning_rate: of a step.
@@ -102,10 +114,10 @@ def train(
         )
         run.step += 1
         log.training(run.step, {**numbers, "learning_rate": rate}, run.criterion.classification)
-        last = run.step == total_steps
-        if last or run.step % save_every == 0:
+        due = run.step == total_steps or (evaluate_every and run.step % evaluate_every == 0)
+        if due or run.step % save_every == 0:
             save()
-        if last or (evaluate_every and run.step % evaluate_every == 0):
+        if due:
             evaluate()
             run.network.train()
 

@@ -1,6 +1,8 @@
 """What a run tells while it goes on: progress bar, log.txt, metrics.jsonl, TensorBoard. Only rank 0 speaks."""
 
 import json
+import math
+import os
 import platform
 import resource
 import subprocess
@@ -37,7 +39,8 @@ class RunLog:
     def __init__(self, folder: Path, *, step: int, frequencies: Sequence[str], log_every: int, enabled: bool):
         self.folder, self.enabled, self.log_every = folder, enabled, log_every
         self.groups = {g: np.flatnonzero(np.array(frequencies) == g) for g in "rcf" if g in frequencies}
-        self.data_seconds = self.step_seconds = 0.0
+        self.timed_steps, self.data_seconds, self.step_seconds = 0, 0.0, 0.0  # since the last record
+        self.batch_came = 0.0  # when, by time.perf_counter
         self.bar: tqdm | None = None
         if enabled:
             folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +56,7 @@ class RunLog:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def progress(self, batches: Iterable[Batch], *, first: int, total: int) -> Iterator[Batch]:
-        """The batches, with a bar that counts steps from `first` to `total`; measures the wait for data and the steps."""
+        """The batches, with a bar that counts steps from `first` to `total`; measures the wait for data."""
         iterator = iter(batches)
         bar = progress_bar(total=total, initial=first, desc="train", unit="step", disable=not self.enabled)
         with bar as self.bar:
@@ -62,23 +65,26 @@ class RunLog:
                 batch = next(iterator, None)
                 if batch is None:
                     return
-                loaded = time.perf_counter()
+                self.batch_came = time.perf_counter()
+                self.data_seconds += self.batch_came - begin
                 yield batch
-                self.data_seconds += loaded - begin
-                self.step_seconds += time.perf_counter() - loaded
                 self.bar.update()
 
     def training(self, step: int, numbers: dict[str, float], classification: nn.Module) -> None:
-        """Record the numbers of a step, if one is due."""
-        if not self.enabled or step % self.log_every:
+        """Take the time of a step that is done, and record its numbers if a record is due."""
+        if not self.enabled:
+            return
+        self.timed_steps += 1
+        self.step_seconds += time.perf_counter() - self.batch_came
+        if step % self.log_every:
             return
         numbers = {
             **numbers,
-            "data_seconds": self.data_seconds / self.log_every,  # the wait of this step is counted with the next record
-            "step_seconds": self.step_seconds / self.log_every,
+            "data_seconds": self.data_seconds / self.timed_steps,
+            "step_seconds": self.step_seconds / self.timed_steps,
             "memory_gb": _peak_memory_gb(),
         }
-        self.data_seconds = self.step_seconds = 0.0
+        self.timed_steps, self.data_seconds, self.step_seconds = 0, 0.0, 0.0
         if hasattr(classification, "gradient_ratio"):
             numbers |= self.by_group("gradient_ratio", classification.gradient_ratio.cpu().numpy())
         self._record(step, "train", numbers)
@@ -116,6 +122,8 @@ class RunLog:
             self.writer.close()
 
     def _record(self, step: int, kind: str, numbers: dict[str, float | None]) -> None:
+        # JSON has no infinity: the norm of a gradient that overflowed in fp16.
+        numbers = {name: v if v is not None and math.isfinite(v) else None for name, v in numbers.items()}
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "kind": kind, **numbers}) + "\n")
         for name, value in numbers.items():
@@ -131,7 +139,9 @@ class RunLog:
 
     def _cut_back(self, step: int) -> None:
         kept = [json.dumps(record) + "\n" for record in self._records() if record["step"] <= step]
-        (self.folder / "metrics.jsonl").write_text("".join(kept), encoding="utf-8")
+        temporary = self.folder / "metrics.jsonl.tmp"
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self.folder / "metrics.jsonl")
 
 
 def environment() -> dict[str, str | int | bool | None]:
