@@ -111,6 +111,8 @@ def long_tail_figure(data: Data, *, rare: int, common: int) -> "Figure":
         for threshold in (rare, common):
             above.axhline(threshold + 0.5, color="black", linewidth=0.8, linestyle="--")
             above.text(len(order) - 0.4, (threshold + 0.5) * 1.05, f"{threshold}", ha="right", va="bottom")
+    else:
+        above.text(0.99, 0.96, "groups as the file states them", transform=above.transAxes, ha="right", va="top")
     below.set(xlabel=f"{len(order)} classes by falling number of training images", xlim=(-0.7, len(order) - 0.3))
     if named:
         below.set_xticks(range(len(order)), [classes.names[k] for k in order], rotation=90, fontsize=8)

@@ -16,6 +16,11 @@ def color_of(label: int) -> tuple[int, int, int]:
     return tuple(int(255 * c) for c in colorsys.hsv_to_rgb(label * _GOLDEN % 1, 0.85, 1.0))
 
 
+def _ink_on(color: tuple[int, int, int]) -> str:
+    red, green, blue = color
+    return "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 90 else "white"
+
+
 def draw_boxes(
     image: np.ndarray,
     boxes: np.ndarray,
@@ -55,7 +60,7 @@ def draw_boxes(
             x = max(0, min(x1, picture.width - width))
             y = y1 - height if y1 >= height else y1
             draw.rectangle((x, y, x + width, y + height), fill=color_of(label))
-            draw.text((x + 2 - left, y + 2 - top), caption, fill="black", font=font)
+            draw.text((x + 2 - left, y + 2 - top), caption, fill=_ink_on(color_of(label)), font=font)
     return np.asarray(picture)
 
 

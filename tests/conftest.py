@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +13,11 @@ from PIL import Image, ImageDraw
 
 from detector.config import Config, parse_config
 from detector.distributed import Process
+from detector.run import run_training
 from detector.yaml_files import merge
 
-torch.set_num_threads(1)  # sums over threads depend on their number
+torch.set_num_threads(1)  # quicker for images as small as these
 
-CPU = Process(0, 1, torch.device("cpu"))
 SIZES = [(64, 64), (64, 96), (96, 64), (72, 80)]  # height, width
 CATEGORIES = [  # the file's order is not that of the ids, and the ids have gaps
     {"id": 90, "name": "blue bar", "frequency": "r"},
@@ -99,7 +100,7 @@ def draw_shape(draw: ImageDraw.ImageDraw, name: str, *, left: int, top: int, rng
 
 @pytest.fixture(scope="session")
 def values(shapes) -> dict:
-    """A configuration as plain values: the thin trunk, P3 to P5 of 16 channels, 6 steps."""
+    """A configuration as plain values: the thin trunk, P3 to P5 of 16 channels, 6 steps, Equalized Focal Loss."""
     return {
         "output": "set by the test",
         "data": {
@@ -122,7 +123,7 @@ def values(shapes) -> dict:
         "schedule": {"unit": "steps", "name": "cosine", "length": 6, "milestones": [], "warmup_steps": 2},
         "train": {"batch_size": 4, "log_every": 1, "checkpoint_every": 2},
         "test": {"score_threshold": 0.0, "detections_per_image": 50},
-        "eval": {"every": None, "batch_size": 2, "pictures": 0},
+        "eval": {"every": None, "batch_size": 3, "pictures": 0},
     }
 
 
@@ -130,7 +131,32 @@ def values(shapes) -> dict:
 def make_config(values) -> Callable[..., Config]:
     """(run folder, differences) -> Config."""
 
-    def make(output: Path, differences: Mapping = {}) -> Config:
+    def make(output: Path | str = "nowhere", differences: Mapping = MappingProxyType({})) -> Config:
         return parse_config(merge(merge(values, differences), {"output": str(output)}))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def cpu() -> Process:
+    """The only process."""
+    return Process(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def long_enough() -> dict:
+    """What to change in `values` for a run that learns the shapes, in about 8 seconds."""
+    return {
+        "optimizer": {"name": "adamw", "lr": 0.004},
+        "schedule": {"length": 300, "warmup_steps": 10},
+        "train": {"batch_size": 8, "log_every": 50, "checkpoint_every": 150},
+        "eval": {"pictures": 3},
+    }
+
+
+@pytest.fixture(scope="session")
+def learned(make_config, long_enough, cpu, tmp_path_factory) -> Path:
+    """The folder of a run that has learned the shapes by Equalized Focal Loss."""
+    folder = tmp_path_factory.mktemp("runs") / "learned"
+    run_training(make_config(folder, long_enough), cpu)
+    return folder

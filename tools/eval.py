@@ -14,16 +14,15 @@ from detector.evaluation import table
 from detector.scoring import score_checkpoint, score_file
 
 _USAGE = """
-  eval.py --config FILE --checkpoint PATH [--detections FILE] [--out FILE] [section.key=value ...]
-  eval.py --annotations FILE --results FILE [--train-annotations FILE] [--protocol lvis|coco] [--out FILE]"""
+  %(prog)s --config FILE --checkpoint PATH [--detections FILE] [--out FILE] [section.key=value ...]
+  %(prog)s --annotations FILE --results FILE [--train-annotations FILE] [--protocol lvis|coco] [--out FILE]"""
 
 
 def main() -> None:
     arguments = _arguments()
     with readable_errors():
-        # Before the work, not after it: a path that cannot be written would cost hours.
         for path in filter(None, (arguments.out, arguments.detections)):
-            _prepare(path)
+            path.parent.mkdir(parents=True, exist_ok=True)  # before the work: failing here after it would cost hours
         result = _score_saved(arguments) if arguments.results else _score_model(arguments)
         if result is None:  # not rank 0
             return
@@ -47,12 +46,6 @@ def _score_model(arguments: argparse.Namespace) -> dict | None:
         return score_checkpoint(config, arguments.checkpoint, process, detections_path=arguments.detections)
 
 
-def _prepare(path: Path) -> None:
-    """Make the folder of a file that is to be written, and see that it can be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.open("ab").close()
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(usage=_USAGE, description=__doc__)
     model = parser.add_argument_group("evaluate a checkpoint's model on the validation set of a configuration")
@@ -70,25 +63,28 @@ def _arguments() -> argparse.Namespace:
     saved.add_argument("--protocol", choices=("auto", "lvis", "coco"), help="auto (default): as the annotations are")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result here as JSON")
     arguments = parser.parse_intermixed_args()
-    mistake = _mode_mistake(arguments)
-    if mistake:
-        parser.error(mistake)
+    _check_mode(parser, arguments)
     return arguments
 
 
-def _mode_mistake(arguments: argparse.Namespace) -> str | None:
-    """What is wrong with the choice between the two modes."""
-    model = {"--config": arguments.config, "--checkpoint": arguments.checkpoint}
-    saved = {"--annotations": arguments.annotations, "--results": arguments.results}
-    with_model = model | {"--detections": arguments.detections, "section.key=value": arguments.overrides}
-    with_saved = saved | {"--train-annotations": arguments.train_annotations, "--protocol": arguments.protocol}
-    of_model, of_saved = ([name for name, value in m.items() if value] for m in (with_model, with_saved))
-    if of_model and of_saved:
-        return f"{', '.join(of_model)} and {', '.join(of_saved)} belong to different modes, see above"
-    needed = [model, saved] if not of_model and not of_saved else [model] if of_model else [saved]
-    if not any(all(mode.values()) for mode in needed):
-        return " or ".join(", ".join(name for name, value in mode.items() if not value) for mode in needed) + " missing"
-    return None
+def _check_mode(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """End with a usage error unless the arguments are those of one mode, and complete."""
+    model = {"--config": given.config, "--checkpoint": given.checkpoint}
+    saved = {"--annotations": given.annotations, "--results": given.results}
+    of_model = model | {"--detections": given.detections, "section.key=value": given.overrides}
+    of_saved = saved | {"--train-annotations": given.train_annotations, "--protocol": given.protocol}
+    for_model, for_saved = ([name for name, value in mode.items() if value] for mode in (of_model, of_saved))
+    if for_model and for_saved:
+        parser.error(f"{', '.join(for_saved)} cannot be used together with {', '.join(for_model)}")
+    if not for_model and not for_saved:
+        parser.error("give --config and --checkpoint, or --annotations and --results")
+    missing = [name for name, value in (model if for_model else saved).items() if not value]
+    if missing:
+        parser.error(f"{' '.join(for_model or for_saved)}: needs {' and '.join(missing)} too")
+    for option in ("out", "detections"):
+        path = getattr(given, option)
+        if path and path.is_dir():
+            parser.error(f"--{option}: {path} is a folder; name a file")
 
 
 if __name__ == "__main__":

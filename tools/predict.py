@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
 
@@ -16,33 +15,27 @@ from datasets.images import read_image
 from detector.drawing import draw_boxes
 from detector.errors import readable_errors
 from detector.inference import Prediction, load_model, predict
+from detector.progress import progress_bar
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of a training run")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and detections.json")
-    parser.add_argument("--score-threshold", type=float, default=0.3, help="draw and write detections above it (0.3)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
-    arguments = parser.parse_args()
+    arguments = _arguments()
     with readable_errors():
         paths = find_images(arguments.images)
         model = load_model(arguments.checkpoint, device=arguments.device, score_threshold=arguments.score_threshold)
         arguments.out.mkdir(parents=True, exist_ok=True)
         records = []
-        for number, path in enumerate(tqdm(paths, desc="predict", unit="image")):
+        for number, path in enumerate(progress_bar(paths, desc="predict", unit="image")):
             image = read_image(path)
             (found,) = predict(model, [image])
             records += to_records(path, found)
             # Numbered, since images of one name may come from several folders.
             Image.fromarray(draw(image, found)).save(arguments.out / f"{number:04d}_{path.stem}.png")
-        (arguments.out / "detections.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-        print(
-            f"{len(records)} detections in {len(paths)} images: {arguments.out / 'detections.json'}, pictures beside it"
-        )
+        written = arguments.out / "detections.json"
+        written.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+        print(f"{len(records)} detections in {len(paths)} images: {written}, pictures beside it")
 
 
 def find_images(paths: list[Path]) -> list[Path]:
@@ -76,6 +69,28 @@ def to_records(path: Path, found: Prediction) -> list[dict]:
         {"file": str(path), "category_id": category, "class": name, "bbox": box, "score": score}
         for category, name, box, score in rows
     ]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: tools/predict.py --checkpoint runs/mine/checkpoints/best.pt --out drawn photos/ cat.jpg",
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of a training run")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and detections.json")
+    parser.add_argument(
+        "--score-threshold", type=_fraction, default=0.3, help="draw and write detections with scores above it (0.3)"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
+    return parser.parse_args()
+
+
+def _fraction(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, found {text}")
+    return number
 
 
 if __name__ == "__main__":
