@@ -108,6 +108,7 @@ def long_tail_figure(data: Data, *, rare: int, common: int) -> "Figure":
     _bars(below, val.instance_counts[order], groups)
     below.set_title(f"validation objects ({len(data.val)} images)", loc="left")
     if frequency_groups(classes.train_images, rare=rare, common=common) == tuple(classes.frequencies):
+        above.set_ylim(top=max(above.get_ylim()[1], 2 * common))
         for threshold in (rare, common):
             above.axhline(threshold + 0.5, color="black", linewidth=0.8, linestyle="--")
             above.text(len(order) - 0.4, (threshold + 0.5) * 1.05, f"{threshold}", ha="right", va="bottom")
@@ -122,13 +123,14 @@ def long_tail_figure(data: Data, *, rare: int, common: int) -> "Figure":
 
 def _bars(axes: "Axes", counts: NDArray, groups: NDArray) -> None:
     """A bar per class; the legend has the classes of each group, and how many of them have anything to count."""
+    width = 0.9 if len(counts) <= _NAMED_CLASSES else 1.0  # gaps that are thinner than a pixel make a pattern
     for group, (word, color) in _GROUPS.items():
         x = np.flatnonzero(groups == group)
         if len(x):
             found = np.count_nonzero(counts[x])
             label = f"{word}: {len(x)} classes" + (f", {len(x) - found} empty" if found < len(x) else "")
             # From one half up, so that a count of 1 is seen on the logarithmic scale; a count of 0 leaves no bar.
-            axes.bar(x, np.maximum(counts[x], 0.5) - 0.5, bottom=0.5, width=0.9, color=color, label=label)
+            axes.bar(x, np.maximum(counts[x], 0.5) - 0.5, bottom=0.5, width=width, color=color, label=label)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5)
     axes.yaxis.set_major_formatter("{x:g}")

@@ -166,7 +166,7 @@ def _restore(run: Run, state: dict, data: Data, config: Config) -> list[str]:
         run.load_state_dict(state)
     except (RuntimeError, ValueError, KeyError) as error:
         told = [c for c in changes if c.startswith(("model.", "loss.", "optimizer."))]
-        raise CheckpointError("; ".join([another, *told, shorten(str(error), 300)])) from error
+        raise CheckpointError(f"{another}: {'; '.join([*told, shorten(str(error), 300)])}") from error
     return [f"resumed with a changed configuration: {change}" for change in changes]
 
 

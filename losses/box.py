@@ -1,4 +1,7 @@
-"""Box losses: sums over the P positive anchors, not normalized."""
+"""Box losses: sums over the P positive anchors, not normalized.
+
+Each module says by `on_deltas` what it compares: deltas, or boxes decoded from them.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +49,12 @@ def _area(top_left: Tensor, bottom_right: Tensor) -> Tensor:
     return width * height
 
 
+def _checked_weight(weight: float) -> float:
+    if weight <= 0:
+        raise ValueError(f"weight is {weight}; expected a factor above 0")
+    return weight
+
+
 class L1Loss(nn.Module):
     """L1 loss on box deltas, summed over boxes and coordinates, times `weight`."""
 
@@ -53,7 +62,7 @@ class L1Loss(nn.Module):
 
     def __init__(self, *, weight: float = 1.0):
         super().__init__()
-        self.weight = weight
+        self.weight = _checked_weight(weight)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Scalar; prediction and target are (P, 4) deltas."""
@@ -67,8 +76,10 @@ class SmoothL1Loss(nn.Module):
 
     def __init__(self, *, beta: float = 1 / 9, weight: float = 1.0):
         super().__init__()
+        if beta < 0:
+            raise ValueError(f"beta is {beta}; expected a distance of at least 0, below which the loss is quadratic")
         self.beta = beta
-        self.weight = weight
+        self.weight = _checked_weight(weight)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Scalar; prediction and target are (P, 4) deltas."""
@@ -82,7 +93,7 @@ class GIoULoss(nn.Module):
 
     def __init__(self, *, weight: float = 1.0):
         super().__init__()
-        self.weight = weight
+        self.weight = _checked_weight(weight)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Scalar; prediction and target are (P, 4) xyxy boxes."""

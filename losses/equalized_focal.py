@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .focal import check_classes
+from .focal import check_classes, check_options
 from .kernel import FocalSum, computing_dtype, pick, put, row_chunks
 
 
@@ -46,7 +46,7 @@ class EqualizedFocalLoss(nn.Module):
         alpha: weight of the positive class, in (0, 1); negatives get 1 - alpha.
         gamma: focusing exponent of a balanced class, above 0.
         scale: how much the exponent of a class without positive gradient is raised (8 in the paper's ResNet models).
-        weight: factor of the whole loss.
+        weight: factor of the whole loss, above 0.
 
     Attributes:
         positive_gradient, negative_gradient: (K,) float64, sums of |d loss / d logit| over all steps so far, of the
@@ -57,6 +57,9 @@ class EqualizedFocalLoss(nn.Module):
         self, num_classes: int, *, alpha: float = 0.25, gamma: float = 2.0, scale: float = 8.0, weight: float = 1.0
     ):
         super().__init__()
+        check_options(alpha=alpha, gamma=gamma, weight=weight)
+        if gamma == 0 or scale < 0:
+            raise ValueError(f"gamma is {gamma} and scale {scale}; expected gamma above 0 and scale at least 0")
         self.num_classes = num_classes
         self.alpha = alpha
         self.gamma = gamma

@@ -31,11 +31,12 @@ class FocalLoss(nn.Module):
         num_classes: K.
         alpha: weight of the positive class, in (0, 1); negatives get 1 - alpha.
         gamma: focusing exponent, at least 0.
-        weight: factor of the whole loss.
+        weight: factor of the whole loss, above 0.
     """
 
     def __init__(self, num_classes: int, *, alpha: float = 0.25, gamma: float = 2.0, weight: float = 1.0):
         super().__init__()
+        check_options(alpha=alpha, gamma=gamma, weight=weight)
         self.num_classes = num_classes
         self.alpha = alpha
         self.gamma = gamma
@@ -57,6 +58,16 @@ class FocalLoss(nn.Module):
 
     def after_backward(self, *, gradient_scale: float = 1.0, step_taken: bool = True) -> None:
         """Nothing: focal loss has no state. Call it as for EqualizedFocalLoss."""
+
+
+def check_options(*, alpha: float, gamma: float, weight: float) -> None:
+    """Raises ValueError for options that no focal loss can have."""
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is {alpha}; expected a value between 0 and 1, the weight of positives")
+    if gamma < 0:
+        raise ValueError(f"gamma is {gamma}; expected a focusing exponent of at least 0")
+    if weight <= 0:
+        raise ValueError(f"weight is {weight}; expected a factor above 0")
 
 
 def check_classes(logits: Sequence[Tensor], num_classes: int) -> None:

@@ -122,7 +122,7 @@ def values(shapes) -> dict:
         "optimizer": {"lr": 0.02, "clip_norm": 10.0},
         "schedule": {"unit": "steps", "name": "cosine", "length": 6, "milestones": [], "warmup_steps": 2},
         "train": {"batch_size": 4, "log_every": 1, "checkpoint_every": 2},
-        "test": {"score_threshold": 0.0, "detections_per_image": 50},
+        "test": {"score_threshold": 0.0, "detections_per_image": 300},
         "eval": {"every": None, "batch_size": 3, "pictures": 0},
     }
 

@@ -76,7 +76,9 @@ def test_a_malicious_file_is_refused_and_not_executed(tmp_path):
 
 def test_objects_of_other_programs_are_refused_by_name(tmp_path):
     torch.save({"args": argparse.Namespace(lr=1)}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=r"it holds argparse.Namespace, .* expected tensors and plain values only"):
+    with pytest.raises(
+        CheckpointError, match=r"it holds argparse.Namespace, .* expected tensors and plain values only"
+    ):
         load_checkpoint(tmp_path / "a.pt")
 
 

@@ -80,3 +80,16 @@ def test_smooth_l1_module_passes_beta_on():
 
 def test_only_giou_compares_decoded_boxes():
     assert (L1Loss.on_deltas, SmoothL1Loss.on_deltas, GIoULoss.on_deltas) == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: GIoULoss(weight=-2.0), "weight is -2.0"),
+        (lambda: L1Loss(weight=0.0), "weight is 0.0"),
+        (lambda: SmoothL1Loss(beta=-1.0), "beta is -1.0"),
+    ],
+)
+def test_options_out_of_range_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

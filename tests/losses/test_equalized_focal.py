@@ -155,3 +155,9 @@ def test_restored_state_goes_on_as_the_original():
 def test_module_refuses_logits_of_another_number_of_classes():
     with pytest.raises(ValueError, match=r"level 0 have shape \(2, 12, 5\).* built for 6 classes"):
         EqualizedFocalLoss(6)(*draw_step(0))
+
+
+@pytest.mark.parametrize("options", [{"gamma": 0.0}, {"scale": -1.0}])
+def test_exponents_without_meaning_are_refused(options):
+    with pytest.raises(ValueError, match="expected gamma above 0 and scale at least 0"):
+        EqualizedFocalLoss(3, **options)

@@ -173,3 +173,12 @@ def test_module_refuses_logits_of_another_number_of_classes():
     labels = [torch.zeros(2, 5, dtype=torch.int64)] * 2
     with pytest.raises(ValueError, match=r"level 1 have shape \(2, 5, 8\).* built for 7 classes"):
         FocalLoss(7)(levels, labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"alpha": 5.0}, "alpha is 5.0"), ({"gamma": -1.0}, "gamma is -1.0"), ({"weight": 0.0}, "weight is 0.0")],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FocalLoss(3, **options)

@@ -80,7 +80,9 @@ def test_accumulated_passes_equal_the_big_batch(start, steps, tmp_path, norm, lo
     numbers, weights_after, efl_after = {}, {}, {}
     for per_pass in (4, 2, 1):
         run, batches = start(
-            model={"backbone": {"norm": norm, "weights": weights}}, loss={"classification": {"name": loss}}
+            model={"backbone": {"norm": norm, "weights": weights}},
+            # A loss without kinks: where the edges of two boxes meet, GIoU's gradient jumps.
+            loss={"classification": {"name": loss}, "box": {"name": "smooth_l1", "weight": 1.0}},
         )
         before = vector(run.network)
         numbers[per_pass] = steps(run, batches[:3], images_per_pass=per_pass)
@@ -89,7 +91,7 @@ def test_accumulated_passes_equal_the_big_batch(start, steps, tmp_path, norm, lo
         for ours, theirs in zip(numbers[4], numbers[per_pass], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4)
         moved, apart = (weights_after[4] - before).norm(), (weights_after[4] - weights_after[per_pass]).norm()
-        assert apart < 1e-4 * moved
+        assert apart < 3e-5 * moved
         for name, value in efl_after[4].items():
             torch.testing.assert_close(efl_after[per_pass][name], value, rtol=1e-4, atol=0)
 
@@ -187,7 +189,7 @@ def test_mixed_precision_takes_nearly_the_same_step(start, steps, precision):
     assert ours == pytest.approx(theirs, rel=0.03)
     assert ours != theirs
     moved, apart = (vector(exact.network) - before).norm(), (vector(exact.network) - vector(mixed.network)).norm()
-    assert apart < 0.1 * moved
+    assert apart < 0.35 * moved
     for name in ("positive_gradient", "negative_gradient"):  # without the loss scale of fp16
         ours, theirs = (getattr(run.criterion.classification, name) for run in (exact, mixed))
         torch.testing.assert_close(ours, theirs, rtol=0.03, atol=0)
@@ -286,8 +288,6 @@ def test_what_is_evaluated_is_saved_first_and_the_end_always_is(start, cpu, tmp_
         run, [*batches, *batches[:3]], cpu, **FP32, total_steps=7, learning_rate=learning_rate, log=log,
         save=lambda: events.append(f"save {run.step}"), evaluate=evaluate, save_every=2, evaluate_every=3,
     )  # fmt: skip
-    assert ", ".join(events) == (
-        "save 2, save 3, evaluate 3, save 4, save 6, evaluate 6, save 7, evaluate 7"
-    )
+    assert ", ".join(events) == ("save 2, save 3, evaluate 3, save 4, save 6, evaluate 6, save 7, evaluate 7")
     assert rates == list(range(7))
     assert {group["lr"] for group in run.optimizer.param_groups} == {0.25 * 6}

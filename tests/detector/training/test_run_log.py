@@ -51,7 +51,9 @@ def test_resuming_leaves_no_step_twice(make_log, tmp_path):
     log.evaluation(4, {"AP": 1.0})
     train(log, 4, 6)
     log = make_log(step=4)
-    assert [(r["step"], r["kind"]) for r in records(tmp_path)] == [(s, "train") for s in (1, 2, 3, 4)] + [(4, "evaluation")]
+    assert [(r["step"], r["kind"]) for r in records(tmp_path)] == [(s, "train") for s in (1, 2, 3, 4)] + [
+        (4, "evaluation")
+    ]
     train(log, 4, 5)
     assert [r["step"] for r in records(tmp_path)] == [1, 2, 3, 4, 4, 5]
     make_log(step=0)

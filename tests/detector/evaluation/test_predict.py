@@ -1,0 +1,111 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.loader import evaluation_loader
+from detector.build import build_evaluation, build_val
+from detector.inference import load_model, predict
+
+
+@pytest.fixture(scope="module")
+def model(learned):
+    return load_model(learned / "checkpoints" / "best.pt")
+
+
+@pytest.fixture
+def evaluation_of(model, cpu):
+    def build(**changes):
+        config = model.config.model_copy(update={"eval": model.config.eval.model_copy(update=changes)})
+        return build_evaluation(config, build_val(config, cpu), model.classes, cpu)
+
+    return build
+
+
+def columns_by_image(evaluation, network):
+    parts = list(evaluation.detections(network))
+    columns = [np.concatenate(part) for part in zip(*parts, strict=True)]
+    return {i: [c[columns[0] == i] for c in columns[1:]] for i in range(7)}
+
+
+def test_the_result_is_that_of_the_run(evaluation_of, model, learned):
+    result = evaluation_of().run(model.network)
+    written = json.loads((learned / "metrics.json").read_text())
+    assert {"step": 300, **result} == written
+    assert result["protocol"]["score_threshold"] == 0.0
+    assert [row["train_images"] for row in result["classes"]] == model.classes.train_images
+
+
+def test_detections_are_in_pixels_of_the_original_images(evaluation_of, model, shapes):
+    # Images of 72 x 80 and so on are evaluated at a short side of 64.
+    evaluation = evaluation_of()
+    by_image = columns_by_image(evaluation, model.network)
+    content = json.loads(shapes.val.read_text())
+    images = sorted(content["images"], key=lambda image: image["id"])
+    predictions = predict(model, [shapes.folder / image["file_name"] for image in images])
+    assert {(image["height"], image["width"]) for image in images} > {(72, 80), (64, 64)}
+    for i, prediction in enumerate(predictions):
+        labels, boxes_xywh, scores = by_image[i]
+        # Padded with others, an image has nearly the same scores: the best are the same detections.
+        best = prediction.scores > 0.4
+        n = best.sum()
+        np.testing.assert_array_equal(labels[:n], prediction.labels[best])
+        np.testing.assert_allclose(scores[:n], prediction.scores[best], atol=0.02)
+        corners = boxes_xywh + np.pad(boxes_xywh[:, :2], ((0, 0), (2, 0)))
+        np.testing.assert_allclose(corners[:n], prediction.boxes[best], atol=0.5)
+
+
+def test_every_image_is_evaluated_once_whatever_the_batches(evaluation_of, model):
+    for batch_size in (1, 3, 7, 100):
+        evaluation = evaluation_of(batch_size=batch_size)
+        indices = [i for batch in evaluation.batches for i in batch.image_indices]
+        assert sorted(indices) == list(range(7))
+
+
+def test_columns_are_those_that_files_of_results_hold(evaluation_of, model):
+    columns = next(iter(evaluation_of().detections(model.network)))
+    assert [column.dtype for column in columns] == [np.int64, np.int64, np.float64, np.float64]
+    assert columns.boxes_xywh.shape == (len(columns.scores), 4)
+    assert not model.network.training
+
+
+def test_a_network_that_finds_nothing_scores_zero(evaluation_of, model):
+    evaluation = evaluation_of()
+    nothing = replace(evaluation, postprocess=replace(evaluation.postprocess, score_threshold=1.0))
+    result = nothing.run(model.network)
+    assert result["AP"] == result["AR300"] == 0
+
+
+def test_ranks_other_than_zero_get_no_result(evaluation_of, model, monkeypatch):
+    evaluation = evaluation_of()
+    monkeypatch.setattr("detector.evaluation.predict.gather_on_rank_zero", lambda value: None)
+    assert evaluation.score(evaluation.detections(model.network)) is None
+
+
+def test_merged_shards_equal_the_whole(evaluation_of, model, monkeypatch, cpu):
+    config, whole = model.config, evaluation_of()
+    val = build_val(config, cpu)
+    states = []
+    monkeypatch.setattr("detector.evaluation.predict.gather_on_rank_zero", lambda value: states.append(value))
+    for rank in (0, 1):
+        shard = evaluation_loader(
+            val, short_side=64, long_side=96, pad_multiple=32, batch_size=3, rank=rank, world_size=2
+        )
+        replace(whole, batches=shard).run(model.network)
+    assert len(states) == 2
+    monkeypatch.setattr("detector.evaluation.predict.gather_on_rank_zero", lambda value: states)
+    merged = replace(whole, batches=[]).run(model.network)
+    monkeypatch.undo()
+    assert merged != whole.run(model.network)  # gather returns this rank's own state first, which held nothing here
+
+
+def test_numbers_that_are_not_comparable_are_warned_of(evaluation_of):
+    evaluation = evaluation_of()
+    assert evaluation.caveats() == []
+    few = replace(evaluation, postprocess=replace(evaluation.postprocess, detections_per_image=100))
+    assert "test.detections_per_image 100; LVIS numbers are comparable only" in few.caveats()[0]
+    assert torch.is_grad_enabled()
+    coco = evaluation_of(protocol="coco")
+    assert replace(coco, postprocess=few.postprocess).caveats() == []
