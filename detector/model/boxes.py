@@ -51,6 +51,28 @@ def clip(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
     )
 
 
+def intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Area in pixels² shared by boxes (..., 4) and (..., 4), which broadcast."""
+    sides = torch.min(a[..., 2:], b[..., 2:]) - torch.max(a[..., :2], b[..., :2])
+    return sides.clamp(min=0).prod(dim=-1)
+
+
+def intersection_over_union(a: Tensor, b: Tensor) -> Tensor:
+    """IoU in [0, 1] of boxes (..., 4) and (..., 4), which broadcast."""
+    shared = intersection(a, b)
+    return shared / (area(a) + area(b) - shared)
+
+
+def area(boxes: Tensor) -> Tensor:
+    """(...) area in pixels² of boxes (..., 4)."""
+    return (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
+
+
+def centers(boxes: Tensor) -> Tensor:
+    """(..., 2) x and y of the middle of boxes (..., 4)."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
 def _centers_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     left, top, right, bottom = boxes.unbind(-1)
     width, height = right - left, bottom - top

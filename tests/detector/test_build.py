@@ -55,7 +55,9 @@ def test_epochs_become_steps_of_the_repeated_images():
 
 def test_steps_stay_steps():
     found = schedule(
-        schedule={"unit": "steps", "length": 30, "milestones": [20]}, train={"checkpoint_every": 7}, eval={"every": None}
+        schedule={"unit": "steps", "length": 30, "milestones": [20]},
+        train={"checkpoint_every": 7},
+        eval={"every": None},
     )
     assert (found.total_steps, found.save_every, found.evaluate_every) == (30, 7, None)
     assert [found.learning_rate(step) for step in (19, 20)] == pytest.approx([0.01, 0.001])
@@ -136,7 +138,9 @@ def test_class_sets_that_differ_between_train_and_val_are_named(make_config, cpu
     content["categories"][1]["name"] = "a dog"
     (tmp_path / "val.json").write_text(json.dumps(content))
     config = make_config(differences={"data": {"val": {"annotations": str(tmp_path / "val.json")}}})
-    with pytest.raises(ConfigError, match=r"train.json \(train\) has 4 classes, .*id 3: 'red square' here, 'a dog' there"):
+    with pytest.raises(
+        ConfigError, match=r"train.json \(train\) has 4 classes, .*id 3: 'red square' here, 'a dog' there"
+    ):
         build_data(config, cpu)
 
 
@@ -236,7 +240,9 @@ def test_a_checkpoint_of_other_classes_or_another_model_is_refused(make_config, 
     with pytest.raises(ConfigError, match=r"id 12: 'sun' here, 'yellow disc' there"):
         build_run(config, CLASSES._replace(names=["red square", "green ring", "sun", "blue bar"]), cpu)
     wider = make_config(differences={"model": {"weights": str(path), "fpn": {"channels": 24}}})
-    with pytest.raises(ConfigError, match=r"model.weights: .*start.pt does not fit the model of this configuration") as e:
+    with pytest.raises(
+        ConfigError, match=r"model.weights: .*start.pt does not fit the model of this configuration"
+    ) as e:
         build_run(wider, CLASSES, cpu)
     assert len(str(e.value)) < 1000
 

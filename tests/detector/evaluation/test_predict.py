@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from datasets.loader import evaluation_loader
 from detector.build import build_evaluation, build_val
@@ -38,23 +37,17 @@ def test_the_result_is_that_of_the_run(evaluation_of, model, learned):
     assert [row["train_images"] for row in result["classes"]] == model.classes.train_images
 
 
-def test_detections_are_in_pixels_of_the_original_images(evaluation_of, model, shapes):
-    # Images of 72 x 80 and so on are evaluated at a short side of 64.
-    evaluation = evaluation_of()
-    by_image = columns_by_image(evaluation, model.network)
-    content = json.loads(shapes.val.read_text())
-    images = sorted(content["images"], key=lambda image: image["id"])
+def test_detections_are_those_of_predict_in_pixels_of_the_original_images(evaluation_of, model, shapes):
+    # The image of 72 x 80 pixels is evaluated at 64 x 71. One image a batch: padding leaks into a network with GroupNorm.
+    by_image = columns_by_image(evaluation_of(batch_size=1), model.network)
+    images = sorted(json.loads(shapes.val.read_text())["images"], key=lambda image: image["id"])
     predictions = predict(model, [shapes.folder / image["file_name"] for image in images])
-    assert {(image["height"], image["width"]) for image in images} > {(72, 80), (64, 64)}
     for i, prediction in enumerate(predictions):
         labels, boxes_xywh, scores = by_image[i]
-        # Padded with others, an image has nearly the same scores: the best are the same detections.
-        best = prediction.scores > 0.4
-        n = best.sum()
-        np.testing.assert_array_equal(labels[:n], prediction.labels[best])
-        np.testing.assert_allclose(scores[:n], prediction.scores[best], atol=0.02)
+        np.testing.assert_array_equal(labels, prediction.labels)
+        np.testing.assert_array_equal(scores, prediction.scores)
         corners = boxes_xywh + np.pad(boxes_xywh[:, :2], ((0, 0), (2, 0)))
-        np.testing.assert_allclose(corners[:n], prediction.boxes[best], atol=0.5)
+        np.testing.assert_allclose(corners, prediction.boxes, atol=1e-4)
 
 
 def test_every_image_is_evaluated_once_whatever_the_batches(evaluation_of, model):
@@ -78,27 +71,17 @@ def test_a_network_that_finds_nothing_scores_zero(evaluation_of, model):
     assert result["AP"] == result["AR300"] == 0
 
 
-def test_ranks_other_than_zero_get_no_result(evaluation_of, model, monkeypatch):
-    evaluation = evaluation_of()
-    monkeypatch.setattr("detector.evaluation.predict.gather_on_rank_zero", lambda value: None)
-    assert evaluation.score(evaluation.detections(model.network)) is None
-
-
-def test_merged_shards_equal_the_whole(evaluation_of, model, monkeypatch, cpu):
-    config, whole = model.config, evaluation_of()
-    val = build_val(config, cpu)
+def test_merged_shards_equal_the_whole_bit_for_bit(evaluation_of, model, monkeypatch, cpu):
+    whole, val = evaluation_of(), build_val(model.config, cpu)
+    options = {"short_side": 64, "long_side": 96, "pad_multiple": 32, "batch_size": 3, "world_size": 2}
+    shards = [replace(whole, batches=evaluation_loader(val, rank=rank, **options)) for rank in (0, 1)]
     states = []
-    monkeypatch.setattr("detector.evaluation.predict.gather_on_rank_zero", lambda value: states.append(value))
-    for rank in (0, 1):
-        shard = evaluation_loader(
-            val, short_side=64, long_side=96, pad_multiple=32, batch_size=3, rank=rank, world_size=2
-        )
-        replace(whole, batches=shard).run(model.network)
-    assert len(states) == 2
-    monkeypatch.setattr("detector.evaluation.predict.gather_on_rank_zero", lambda value: states)
-    merged = replace(whole, batches=[]).run(model.network)
+    monkeypatch.setattr("detector.evaluation.predict.gather_on_rank_zero", states.append)
+    assert shards[1].run(model.network) is None  # as on every rank but 0
+    monkeypatch.setattr("detector.evaluation.predict.gather_on_rank_zero", lambda state: [state, *states])
+    merged = shards[0].run(model.network)
     monkeypatch.undo()
-    assert merged != whole.run(model.network)  # gather returns this rank's own state first, which held nothing here
+    assert merged == whole.run(model.network)
 
 
 def test_numbers_that_are_not_comparable_are_warned_of(evaluation_of):
@@ -106,6 +89,5 @@ def test_numbers_that_are_not_comparable_are_warned_of(evaluation_of):
     assert evaluation.caveats() == []
     few = replace(evaluation, postprocess=replace(evaluation.postprocess, detections_per_image=100))
     assert "test.detections_per_image 100; LVIS numbers are comparable only" in few.caveats()[0]
-    assert torch.is_grad_enabled()
     coco = evaluation_of(protocol="coco")
     assert replace(coco, postprocess=few.postprocess).caveats() == []

@@ -1,0 +1,242 @@
+"""One run on two processes, as torchrun starts them: on this machine's CPU, by gloo."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from detector import distributed
+from detector.build import build_data, build_training_loader
+from detector.checkpoint import load_checkpoint, saved_steps, step_path
+from detector.distributed import process_group
+from detector.inference import load_model
+from detector.run import run_training
+from detector.yaml_files import ConfigError
+
+ROOT = Path(__file__).parents[2]
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+# Each process does one job after the other: a run from a configuration, from a checkpoint if one is named.
+PROCESS = """
+import json, sys
+from pathlib import Path
+import torch
+from detector.config import parse_config
+from detector.distributed import from_rank_zero, gather_on_rank_zero, process_group
+from detector.run import run_training
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+with process_group("cpu") as process:
+    gathered = gather_on_rank_zero({"rank": process.rank})
+    told = [process.rank, process.world_size, str(process.device), gathered, from_rank_zero(process.rank)]
+    (folder / f"process_{process.rank}.json").write_text(json.dumps(told))
+    for values, checkpoint in json.loads((folder / "jobs.json").read_text()):
+        try:
+            run_training(parse_config(values), process, checkpoint)
+        except FloatingPointError as error:
+            (folder / f"error_{process.rank}.txt").write_text(str(error))
+"""
+
+RUNS = {
+    "focal": {"loss": {"classification": {"name": "focal"}}},
+    "efl": {},
+    "efl in passes, averaged": {"train": {"images_per_pass": 1, "ema_decay": 0.9}},
+}
+
+
+@pytest.fixture(scope="module")
+def sparse_config(make_config, sparse):
+    """(folder, differences) -> Config of 6 steps on images most of which are empty."""
+
+    def make(folder, differences):
+        # A loss without kinks: where the edges of two boxes meet, GIoU's gradient jumps.
+        different = {
+            "data": {"train": {"annotations": str(sparse)}, "aspect_grouping": False},
+            "loss": {"box": {"name": "smooth_l1", "weight": 1.0}, **differences.get("loss", {})},
+            "optimizer": {"clip_norm": 1.0},
+            "eval": {"every": 3},
+            "seed": 3,
+        }
+        return make_config(folder, {**differences, **different})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def sparse(shapes, tmp_path_factory):
+    """The training annotations with the objects of 4 images only, of 15."""
+    content = json.loads(shapes.train.read_text())
+    content["images"] = content["images"][:15]
+    kept = {image["id"] for image in content["images"][4:8]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+    path = tmp_path_factory.mktemp("sparse") / "train.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def two_processes(make_config, sparse_config, learned, tmp_path_factory):
+    """The folder of what two processes have done: a folder per run."""
+    folder = tmp_path_factory.mktemp("two processes")
+    batch_norm = make_config(folder / "bn", {"model": {"backbone": {"norm": "bn"}}, "eval": {"pictures": 1}})
+    again = load_model(learned / "checkpoints" / "best.pt").config.model_copy(
+        update={"output": str(folder / "evaluated")}
+    )
+    diverging = make_config(folder / "diverging", {"optimizer": {"lr": 1e30, "clip_norm": None}})
+    jobs = [(sparse_config(folder / name, changes), None) for name, changes in RUNS.items()]
+    jobs += [(batch_norm, None), (again, str(step_path(learned / "checkpoints", 300))), (diverging, None)]
+    (folder / "jobs.json").write_text(json.dumps([(c.model_dump(mode="json"), path) for c, path in jobs]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, env={**os.environ, **here, "RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    try:
+        output = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], output
+    return folder
+
+
+def records(folder, kind="train"):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    numbers = ("step", "loss", "classification", "box", "positives", "gradient_norm", "learning_rate", "AP", "AP50")
+    return [{k: v for k, v in line.items() if k in numbers} for line in lines if line["kind"] == kind]
+
+
+def vector(weights):
+    return torch.cat([value.double().flatten() for value in weights.values()])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_train_as_one(two_processes, sparse_config, cpu, tmp_path, name):
+    run_training(sparse_config(tmp_path, RUNS[name]), cpu)
+    ours, theirs = records(tmp_path), records(two_processes / name)
+    assert len(theirs) == 6
+    for a, b in zip(ours, theirs, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    assert len(records(two_processes / name, "evaluation")) == 2
+    before, one, two = (
+        load_checkpoint(saved_steps(folder / "checkpoints")[i])
+        for folder, i in ((tmp_path, 0), (tmp_path, -1), (two_processes / name, -1))
+    )
+    for part in ("model", "ema"):
+        if one[part]:
+            moved, apart = ((vector(one[part]) - vector(x[part])).norm() for x in (before, two))
+            assert apart < 1e-4 * moved
+    assert one["criterion"].keys() == two["criterion"].keys()
+    assert len(one["criterion"]) == (0 if name == "focal" else 2)
+    for key, value in one["criterion"].items():
+        torch.testing.assert_close(two["criterion"][key], value, rtol=1e-4, atol=0)
+
+
+def test_those_steps_have_no_object_on_one_rank_or_on_every_rank(sparse_config, cpu, two_processes):
+    config = sparse_config("nowhere", {})
+    data = build_data(config, cpu)
+    objects = []
+    for rank in (0, 1):
+        loader = build_training_loader(config, data, cpu._replace(rank=rank, world_size=2), first=0, total=6)
+        objects.append([sum(len(target.boxes) for target in batch.targets) for batch in loader])
+    having = {(first > 0, second > 0) for first, second in zip(*objects, strict=True)}
+    assert having >= {(False, False), (False, True), (True, False)}, objects
+    assert 0 in [record["positives"] for record in records(two_processes / "efl")]
+
+
+def test_evaluation_on_two_processes_equals_one_bit_for_bit(two_processes, learned):
+    # 7 images in batches of 3: two batches, or four images, on rank 0, and one of three images on rank 1.
+    ours, theirs = ((folder / "metrics.json").read_text() for folder in (learned, two_processes / "evaluated"))
+    assert ours == theirs
+    assert json.loads(ours)["AP"] > 50
+
+
+def test_statistics_of_batch_norm_are_the_same_on_all_ranks_when_evaluating(two_processes, make_config, cpu, tmp_path):
+    # What two processes measured is what their checkpoint scores in one.
+    config = make_config(tmp_path, {"model": {"backbone": {"norm": "bn"}}})
+    run_training(config, cpu, resume=str(step_path(two_processes / "bn" / "checkpoints", 6)))
+    ours, theirs = ((folder / "metrics.json").read_text() for folder in (tmp_path, two_processes / "bn"))
+    assert ours == theirs
+
+
+def test_all_ranks_raise_when_a_loss_is_not_finite(two_processes, make_config, cpu):
+    texts = [(two_processes / f"error_{rank}.txt").read_text() for rank in (0, 1)]
+    steps = [text.split(":")[0] for text in texts]
+    assert steps[0] == steps[1]
+    assert "Process 0 had the images" in texts[0]
+    assert "Process 1 had the images" in texts[1]
+    assert texts[0].split("Process")[0] == texts[1].split("Process")[0]
+
+
+def test_each_process_knows_itself_and_rank_zero_is_heard_and_hears(two_processes):
+    told = [json.loads((two_processes / f"process_{rank}.json").read_text()) for rank in (0, 1)]
+    assert told[0] == [0, 2, "cpu", [{"rank": 0}, {"rank": 1}], 0]
+    assert told[1] == [1, 2, "cpu", None, 0]
+
+
+def test_only_rank_zero_writes_and_speaks(two_processes):
+    for folder in ("efl", "bn"):
+        log = (two_processes / folder / "log.txt").read_text()
+        assert log.count("trainable parameters") == 1
+        assert len(list((two_processes / folder).glob("events*"))) == 1
+    assert [p.name for p in (two_processes / "bn" / "pictures").iterdir()] == ["step_00000006.png"]
+    assert "warning: model.backbone.norm bn takes its statistics from the 2 images" in log
+
+
+# ----------------------------------------------------------------------------------------------------------- one process
+
+
+@pytest.fixture
+def variables(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_without_torchrun_a_process_is_alone(variables):
+    with process_group("cpu") as process:
+        assert process == (0, 1, torch.device("cpu"))
+    assert not torch.distributed.is_initialized()
+
+
+def test_alone_nothing_is_communicated():
+    tensor = torch.ones(3)
+    assert distributed.all_sum(tensor) is tensor
+    assert distributed.gather_on_rank_zero("x") == ["x"]
+    assert distributed.from_rank_zero("x") == "x"
+    distributed.barrier()
+    distributed.share_buffers(torch.nn.BatchNorm2d(2))
+
+
+@pytest.mark.parametrize("missing", ["LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_half_of_torchruns_variables_are_an_error(variables, missing):
+    for name in VARIABLES:
+        if name != missing:
+            variables.setenv(name, "1")
+    with pytest.raises(ConfigError, match=f"RANK and WORLD_SIZE are set, but {missing} not: start with `torchrun`"):
+        process_group("cpu").__enter__()
+
+
+def test_a_stray_variable_of_a_batch_system_is_none_of_our_business(variables):
+    variables.setenv("RANK", "3")
+    variables.setenv("MASTER_ADDR", "node7")
+    with process_group("cpu") as process:
+        assert process.world_size == 1
+
+
+def test_a_gpu_that_is_not_there_is_an_error(variables):
+    variables.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="device: cuda, but process 0 of this machine finds 0 GPUs"):
+        process_group("cuda").__enter__()
