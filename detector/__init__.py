@@ -1,1 +1,2 @@
-"""RetinaNet for long-tailed data: model, training, evaluation. `load_model` and `predict` are all a notebook needs."""
+"""RetinaNet for long-tailed data: model, training, evaluation. A notebook needs
+`detector.inference.load_model` and `predict` alone."""

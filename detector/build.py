@@ -5,12 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from textwrap import shorten
 from typing import Literal
 
 import numpy as np
 from torch.amp import GradScaler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from datasets.annotations import read_annotations
 from datasets.emoji import draw_dataset
@@ -19,9 +18,8 @@ from datasets.samplers import TrainingStream, repeat_factors
 from losses import BOX_LOSSES, CLASSIFICATION_LOSSES
 
 from . import config as c
-from .checkpoint import load_checkpoint, network_weights
 from .classes import Classes
-from .distributed import Process, barrier
+from .distributed import Process, on_rank_zero
 from .evaluation.ground_truth import GroundTruth, choose_protocol
 from .evaluation.pictures import detection_sheet
 from .evaluation.predict import Evaluation
@@ -31,11 +29,11 @@ from .model.fpn import FPN
 from .model.head import RetinaHead
 from .model.postprocess import Postprocess
 from .model.retinanet import RetinaNet
-from .model.torchvision_weights import convert_torchvision_retinanet
+from .pretrained import load_detector
 from .training.criterion import Criterion
 from .training.engine import Run
 from .training.matching import MATCHERS
-from .training.optim import build_optimizer, learning_rate
+from .training.optim import build_optimizer, learning_rate, moving_average
 from .yaml_files import ConfigError
 
 
@@ -111,19 +109,19 @@ def build_run(config: c.Config, classes: Classes, process: Process) -> Run:
     _check_norm(config, process)
     network = build_network(config.model, len(classes.ids))
     if config.model.weights:
-        _load_detector(network, config.model.weights, classes)
+        load_detector(network, config.model.weights, classes)
     network.to(process.device)
-    optimizer = build_optimizer(network, name=config.optimizer.name, lr=config.optimizer.lr,
-                                momentum=config.optimizer.momentum, weight_decay=config.optimizer.weight_decay,
-                                decay_norm_and_bias=config.optimizer.decay_norm_and_bias)  # fmt: skip
-    decay = config.train.ema_decay
+    options, decay = config.optimizer, config.train.ema_decay
     return Run(
         network,
         build_criterion(config, len(classes.ids)).to(process.device),
-        optimizer,
+        build_optimizer(
+            network, name=options.name, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay,
+            decay_norm_and_bias=options.decay_norm_and_bias,
+        ),
         GradScaler(process.device.type, enabled=config.train.precision == "fp16"),
-        AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None,
-    )
+        AveragedModel(network, avg_fn=partial(moving_average, decay=decay)) if decay else None,
+    )  # fmt: skip
 
 
 def _check_norm(config: c.Config, process: Process) -> None:
@@ -153,7 +151,8 @@ def build_schedule(config: c.Config, stream: TrainingStream) -> Schedule:
         milestones=tuple(steps(milestone) for milestone in config.schedule.milestones),
         factor=config.schedule.factor,
         final_factor=config.schedule.final_factor,
-        warmup_steps=config.schedule.warmup_steps,
+        # A set of fifty images is over before the usual warm-up is.
+        warmup_steps=min(config.schedule.warmup_steps, total // 4),
         warmup_factor=config.schedule.warmup_factor,
     )
     every = config.eval.every
@@ -212,15 +211,8 @@ def build_pictures(config: c.Config, data: Data, network: RetinaNet) -> np.ndarr
 def _files(data: c.Data, process: Process, *names: Literal["train", "val"]) -> list[tuple[str | Path, str | Path]]:
     """(annotations, images) of each of the splits."""
     if data.generate:
-        options = data.generate.options()
         with _config_errors("data.generate"):
-            if process.rank == 0:
-                draw_dataset(options["folder"], **{k: v for k, v in options.items() if k != "folder"})
-            barrier()
-            # The other ranks find it drawn; each of them needs the paths.
-            files = draw_dataset(
-                options["folder"], **{k: v for k, v in options.items() if k != "folder"}, progress=False
-            )
+            files = on_rank_zero(process, partial(draw_dataset, **data.generate.options()))
         return [(getattr(files, name), files.images) for name in names]
     splits = {name: getattr(data, name) for name in names}
     missing = [
@@ -245,24 +237,6 @@ def _stream(config: c.Config, train: DetectionDataset) -> TrainingStream:
         len(train), batch_size=config.train.batch_size, seed=config.seed,
         factors=factors, rounding=sampler.rounding, wide=wide,
     )  # fmt: skip
-
-
-def _load_detector(network: RetinaNet, path: str, classes: Classes) -> None:
-    """Start from another detector's weights: a Longshot checkpoint, or a state dict of torchvision's RetinaNet."""
-    state = load_checkpoint(path)
-    if "classes" in state:
-        theirs = state["classes"]
-        classes.check_same(theirs["ids"], theirs["names"], here="the training set", there=f"model.weights {path}")
-        weights = network_weights(state)
-    else:
-        with _config_errors("model.weights"):
-            weights = convert_torchvision_retinanet(state, category_ids=classes.ids)
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"model.weights: {path} does not fit the model of this configuration: {shorten(str(error), 500)}"
-        ) from error
 
 
 @contextmanager

@@ -88,11 +88,21 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def discard_later(folder: Path, step: int) -> list[Path]:
-    """Delete the checkpoints of steps after `step`; returns where they were."""
+    """Delete the checkpoints of steps after `step`, the best if it is one of them; returns where they were."""
     later = [path for path in saved_steps(folder) if path > step_path(folder, step)]
+    best = folder / BEST
+    if best.exists() and _step_of(best) > step:
+        later.append(best)
     for path in later:
         path.unlink()
     return later
+
+
+def _step_of(path: Path) -> int:
+    try:
+        return load_checkpoint(path)["step"]
+    except CheckpointError:  # what cannot be read is not ours to delete
+        return 0
 
 
 def mark_best(path: Path) -> None:

@@ -23,6 +23,7 @@ from .yaml_files import ConfigError, apply_overrides, read_yaml
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+AboveZero = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
@@ -86,6 +87,16 @@ class Data(Section):
     common: Annotated[int, Field(ge=0)] = 100  # c in at most so many, f in more
     workers: Annotated[int, Field(ge=0)] = 2  # per process
 
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "Data":
+        if self.generate and (self.train != Split() or self.val != Split()):
+            raise ValueError(
+                "`generate` draws a dataset in place of train and val, which are set too; set generate to null"
+            )
+        if self.rare > self.common:
+            raise ValueError(f"rare {self.rare} must not exceed common {self.common}")
+        return self
+
 
 class Backbone(Section):
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "thin"] = "resnet50"
@@ -108,9 +119,9 @@ class Head(Section):
 
 
 class Anchors(Section):
-    base_size: Annotated[float, Field(gt=0)] = 4.0  # side of the square anchor of scale 1, in strides
-    ratios: Annotated[tuple[float, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)  # height / width
-    scales: Annotated[tuple[float, ...], Field(min_length=1)] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+    base_size: AboveZero = 4.0  # side of the square anchor of scale 1, in strides
+    ratios: Annotated[tuple[AboveZero, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)  # height / width
+    scales: Annotated[tuple[AboveZero, ...], Field(min_length=1)] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
     offset: Fraction = 0.5  # center in its cell: 0.5 is the middle, 0 the corner (torchvision, detectron2)
     style: Literal["exact", "torchvision"] = "exact"
 
@@ -135,27 +146,28 @@ class Loss(Section):
 
 class Optimizer(Section):
     name: Literal["sgd", "adamw"] = "sgd"
-    lr: Annotated[float, Field(gt=0)] = 0.01  # for the whole batch_size; never rescaled
+    lr: AboveZero = 0.01  # for the whole batch_size; never rescaled
     momentum: Fraction = 0.9  # sgd only
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     decay_norm_and_bias: bool = True  # weight decay on norm parameters and biases too
-    clip_norm: Annotated[float, Field(gt=0)] | None = None  # L2 norm of the whole gradient
+    clip_norm: AboveZero | None = None  # L2 norm of the whole gradient
 
 
 class Schedule(Section):
     name: Literal["multi_step", "cosine"] = "multi_step"
-    unit: Literal["epochs", "steps"] = "epochs"  # of length, milestones and every `…_every`
-    length: Annotated[float, Field(gt=0)] = 12
+    unit: Literal["epochs", "steps"] = "epochs"  # of length, milestones, train.checkpoint_every and eval.every
+    length: AboveZero = 12
     milestones: tuple[float, ...] = (8, 11)  # multi_step: the learning rate is multiplied by `factor` here
     factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     final_factor: Fraction = 0.0  # cosine: of the learning rate, at the end
-    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    warmup_steps: Annotated[int, Field(ge=0)] = 500  # at most a quarter of the run
     warmup_factor: Fraction = 0.001
 
     @model_validator(mode="after")
-    def _milestones_lie_inside(self) -> "Schedule":
-        if self.name == "multi_step" and any(not 0 < m < self.length for m in self.milestones):
-            raise ValueError(f"milestones {list(self.milestones)} must lie between 0 and length {self.length:g}")
+    def _milestones_rise(self) -> "Schedule":
+        inside = all(0 < milestone < self.length for milestone in self.milestones)
+        if self.name == "multi_step" and not (inside and list(self.milestones) == sorted(set(self.milestones))):
+            raise ValueError(f"milestones {list(self.milestones)} must rise between 0 and length {self.length:g}")
         return self
 
 
@@ -165,7 +177,7 @@ class Train(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     log_every: Positive = 20  # steps
-    checkpoint_every: Annotated[float, Field(gt=0)] = 1  # in schedule.unit
+    checkpoint_every: AboveZero = 1  # in schedule.unit
     keep_checkpoints: Positive = 2  # the newest, besides the best
 
 
@@ -177,7 +189,7 @@ class Test(Section):
 
 
 class Evaluation(Section):
-    every: Annotated[float, Field(gt=0)] | None = 1  # in schedule.unit; none: at the end only
+    every: AboveZero | None = 1  # in schedule.unit; none: at the end only
     batch_size: Positive = 8
     protocol: Literal["auto", "lvis", "coco"] = "auto"  # auto: lvis if the file has LVIS fields
     best_metric: Literal["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"] = "AP"

@@ -41,7 +41,9 @@ def in_our_words(error: Mapping[str, Any], root: type[BaseModel], values: Any) -
             return f"{place.path}: required, but missing"
         case "literal_error":
             return f"{place.path}: unknown value {found!r}{suggestion(found, place.allowed)}"
-    return f"{place.path}: {error['msg'].removeprefix('Value error, ')}, found {found!r}"
+        case "value_error":  # of our own validators, which say what they found
+            return f"{place.path}: {error['msg'].removeprefix('Value error, ')}"
+    return f"{place.path}: {error['msg']}, found {found!r}"
 
 
 def _find(location: Sequence[str | int], root: type[BaseModel], values: Any) -> _Place:

@@ -36,8 +36,9 @@ def describe(data: Data) -> str:
     sizes = {group: classes.frequencies.count(group) for group in "rcf"}
     shown = [f"{classes.names[k]} {classes.train_images[k]}" for k in _by_falling_count(classes)]
     middle = [] if len(shown) <= 10 else ["…"]
+    source = "as the file says" if data.train.annotations.frequencies else "by training images"
     lines.append(
-        f"{len(shown)} classes (rare {sizes['r']}, common {sizes['c']}, frequent {sizes['f']}), with training images: "
+        f"{len(shown)} classes (rare {sizes['r']}, common {sizes['c']}, frequent {sizes['f']}, {source}), in training images: "
         + ", ".join([*shown[:5], *middle, *shown[-5:]] if middle else shown)
     )
     lines.append(f"an epoch is {data.stream.epoch_length:g} images after the sampler")

@@ -1,7 +1,7 @@
 """The processes of one run. `torchrun` is the engine: it starts them and tells them who they are by environment variables."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple
@@ -55,10 +55,10 @@ def process_group(device: str = "auto") -> Iterator[Process]:
         return
     # Rank 0 scores LVIS for minutes while the other ranks wait in the next collective.
     dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(hours=2))
-    try:
-        yield Process(dist.get_rank(), dist.get_world_size(), where)
-    finally:
-        dist.destroy_process_group()
+    yield Process(dist.get_rank(), dist.get_world_size(), where)
+    # Not after an error: the others may be waiting in a collective, NCCL would wait for them in turn, and torchrun would
+    # never learn that this process has failed.
+    dist.destroy_process_group()
 
 
 def all_sum(tensor: Tensor) -> Tensor:
@@ -97,3 +97,17 @@ def from_rank_zero(value: object) -> object:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def on_rank_zero(process: Process, compute: Callable[[], object]) -> object:
+    """What `compute` returns on rank 0, on every rank; the ValueError that it raises there is raised on every rank."""
+    value = error = None
+    if process.rank == 0:
+        try:
+            value = compute()
+        except ValueError as failure:  # else the others would wait, and then report that rank 0 is gone
+            error = failure
+    value, error = from_rank_zero((value, error))
+    if error is not None:
+        raise error
+    return value

@@ -2,11 +2,14 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+# Sections whose keys depend on their `name`.
+ALTERNATIVES = ("loss.classification", "loss.box", "matching.matcher")
 
 
 class ConfigError(ValueError):
@@ -75,33 +78,38 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return merged
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(
+    base: Mapping[str, Any], over: Mapping[str, Any], *, alternatives: Sequence[str] = ALTERNATIVES, at: str = ""
+) -> dict[str, Any]:
     """`base` with the values of `over` in place; mappings merge key by key.
 
-    A mapping with another `name` starts afresh: the options of the old choice do not fit the new one.
+    Args:
+        alternatives: sections that start afresh under another `name`: the options of the old choice do not fit the new.
+        at: path of the two mappings in the whole configuration.
     """
     merged = dict(base)
     for key, value in over.items():
-        old = merged.get(key)
+        old, path = merged.get(key), f"{at}.{key}" if at else key
         both = isinstance(value, Mapping) and isinstance(old, Mapping)
-        same_choice = both and value.get("name", old.get("name")) == old.get("name")
-        merged[key] = merge(old, value) if same_choice else value
+        another = both and path in alternatives and value.get("name", old.get("name")) != old.get("name")
+        merged[key] = merge(old, value, alternatives=alternatives, at=path) if both and not another else value
     return merged
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """`values` with `section.key=value` assignments applied in turn; values are read as YAML."""
-    merged = dict(values)
+    """`values` with `section.key=value` assignments in place, in whichever order they come; values are read as YAML."""
+    together: dict[str, Any] = {}
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = path.split(".")
         if not equals or not all(keys):
             raise ConfigError(f"{override!r}: an override has the form section.key=value")
-        nested: Any = _parse(text, f"override {path}")
+        # Here `#` belongs to a file name: nobody writes comments on a command line.
+        nested: Any = text if "#" in text else _parse(text, f"override {path}")
         for key in reversed(keys):
             nested = {key: nested}
-        merged = merge(merged, nested)
-    return merged
+        together = merge(together, nested, alternatives=())
+    return merge(values, together)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -74,6 +74,11 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "recall: " + ", ".join(recalls)])
 
 
+def line(result: dict[str, Any]) -> str:
+    """The AP numbers of `summarize` on one line of text, for in between."""
+    return ", ".join(f"{key} {_one_decimal(result[key])}" for key in _AP_KEYS)
+
+
 def _mean_percent(values: NDArray[np.float64]) -> float | None:
     """100 times the mean of the supported values, those above -1."""
     supported = values[values > -1]

@@ -16,7 +16,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "frozen_bn": FrozenBatchNorm2d,  # statistics and affine parameters are buffers: nothing is learnt
+    "frozen_bn": FrozenBatchNorm2d,  # statistics and affine parameters are buffers: nothing is learned
     "bn": nn.BatchNorm2d,
     "sync_bn": nn.SyncBatchNorm,
     "gn": group_norm,

@@ -36,7 +36,7 @@ class RetinaNet(nn.Module):
         self.fpn = fpn
         self.head = head
         self.anchor_generator = anchors
-        # Constants of the construction, not learnt: they stay out of checkpoints.
+        # Constants of the construction, not learned: they stay out of checkpoints.
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean)[:, None, None], persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std)[:, None, None], persistent=False)
         # The faster layout of convolutions on CPUs and tensor cores; and `flatten_level` then needs no copy.

@@ -43,6 +43,10 @@ class Criterion(nn.Module):
         """Call before the first pass of an optimizer step."""
         self.classification.begin_step()
 
+    def after_backward(self, *, gradient_scale: float, step_taken: bool) -> None:
+        """Call after the last pass of an optimizer step: EFL updates its state, see there for the arguments."""
+        self.classification.after_backward(gradient_scale=gradient_scale, step_taken=step_taken)
+
     @torch.no_grad()
     def assign(
         self, anchors: Sequence[Tensor], targets: Sequence[Targets], image_sizes: Sequence[tuple[int, int]]

@@ -96,8 +96,11 @@ def train(
 
     Args:
         batches: this process's share of the batches of steps run.step, run.step + 1, …
+        total_steps: of the whole run, the steps done before included.
         learning_rate: of a step.
         images_per_pass: images of one forward and backward pass; divides the images of a batch.
+        precision: of the network; fp16 scales its gradients. Losses are computed in float32.
+        clip_norm: largest L2 norm of the whole gradient; None leaves it as it is.
         save, evaluate: called by every process, after the step is counted; both may look at `run`.
         save_every, evaluate_every: steps; evaluate_every None: only at the end.
 
@@ -135,7 +138,16 @@ def optimize(
     """One optimizer step on a batch, in passes; returns the losses of the whole step and the gradient's norm.
 
     All images are matched first, so that the positives of all passes and processes are counted before the first loss:
-    passes and processes then add up to exactly the gradient of the big batch.
+    passes and processes then add up to the gradient of the big batch.
+
+    Args:
+        run: changed in place; its step is left to the caller.
+        model: `run.network`, wrapped by `parallel`.
+        batch: this process's share of the step.
+        images_per_pass, precision, clip_norm: see `train`.
+
+    Raises:
+        FloatingPointError: on all processes, before the weights change, if a loss or gradient is not finite.
     """
     run.criterion.begin_step()
     run.optimizer.zero_grad()
@@ -196,7 +208,7 @@ def _step(
         )
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    run.criterion.classification.after_backward(gradient_scale=scale * process.world_size, step_taken=finite)
+    run.criterion.after_backward(gradient_scale=scale * process.world_size, step_taken=finite)
     if run.ema and finite:
         run.ema.update_parameters(run.network)
     return norm

@@ -5,7 +5,7 @@ import math
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -64,6 +64,18 @@ def learning_rate(
     if step < warmup_steps:
         rate *= warmup_factor + (1 - warmup_factor) * step / warmup_steps
     return rate
+
+
+def moving_average(averaged: Tensor, current: Tensor, steps: Tensor | int, *, decay: float) -> Tensor:
+    """The exponential moving average of a weight after one more step, for torch's AveragedModel.
+
+    The decay is at most (1 + steps) / (10 + steps), so that a short run is not the average of its first weights.
+
+    Args:
+        steps: how many times it was averaged before.
+    """
+    momentum = 1 - torch.as_tensor((1 + steps) / (10 + steps)).clamp(max=decay)
+    return torch.lerp(averaged, current, momentum.to(averaged))
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:

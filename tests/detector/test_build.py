@@ -69,14 +69,20 @@ def test_intervals_lie_between_one_step_and_the_whole_run():
     assert schedule(schedule={"length": 0.01, "milestones": []}).total_steps == 1
 
 
+def test_the_warm_up_takes_a_quarter_of_a_short_run_at_most():
+    rates = [schedule(schedule={"warmup_steps": 500, "factor": 1.0}).learning_rate(step) for step in range(8)]
+    assert rates == pytest.approx([0.01 * 0.001, 0.01 * 0.5005] + [0.01] * 6)
+
+
 def test_every_option_of_the_schedule_reaches_the_learning_rate():
     found = schedule(
-        schedule={"name": "cosine", "milestones": [], "final_factor": 0.5, "warmup_steps": 4, "warmup_factor": 0.25},
+        schedule={"name": "cosine", "milestones": [], "final_factor": 0.5, "warmup_steps": 2, "warmup_factor": 0.25},
         optimizer={"lr": 0.8},
     )
     assert found.learning_rate(0) == pytest.approx(0.8 * 0.25)
     assert found.learning_rate(4) == pytest.approx(0.8 * 0.75)
     assert found.learning_rate(8) == pytest.approx(0.8 * 0.5)
+    assert found.learning_rate(1) == pytest.approx(0.8 * (0.25 + 0.75 / 2) * 0.98097, rel=1e-4)
     step = schedule(schedule={"factor": 0.5})
     assert step.learning_rate(7) == pytest.approx(0.01 * 0.25)
 
@@ -250,7 +256,7 @@ def test_a_checkpoint_of_other_classes_or_another_model_is_refused(make_config, 
 def test_a_file_that_is_no_detector_is_refused(make_config, cpu, tmp_path):
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "resnet.pt")
     config = make_config(differences={"model": {"weights": str(tmp_path / "resnet.pt")}})
-    with pytest.raises(ConfigError, match=r"model.weights: not a state dict of torchvision's RetinaNet"):
+    with pytest.raises(ConfigError, match=r"model.weights: .*resnet.pt: not a state dict of torchvision's RetinaNet"):
         build_run(config, CLASSES, cpu)
 
 
@@ -263,13 +269,17 @@ def test_a_run_starts_from_torchvisions_retinanet(make_config, cpu, tmp_path):
         "backbone": {"name": "resnet50", "norm": "frozen_bn"},
         "fpn": {"channels": 256, "levels": 5, "p6_from": "p5"},
         "head": {"num_convs": 4, "width": 256, "norm": "none"},
-        "anchors": {"ratios": [0.5, 1.0, 2.0], "scales": [1.0, 1.26, 1.59]},
+        "anchors": {"ratios": [0.5, 1.0, 2.0], "scales": [1.0, 1.26, 1.59], "style": "torchvision", "offset": 0.0},
     }
-    run = build_run(make_config(differences={"model": model}), CLASSES, cpu)
+    animals = Classes([1, 2], ["zebra", "cat"], ["f", "f"], [3, 3])
+    run = build_run(make_config(differences={"model": model}), animals, cpu)
     theirs = torchvisions.state_dict()
     assert torch.equal(run.network.backbone.layer4[0].conv2.weight, theirs["backbone.body.layer4.0.conv2.weight"])
-    rows = theirs["head.classification_head.cls_logits.weight"].view(9, 91, 256, 3, 3)[:, CLASSES.ids]
+    rows = theirs["head.classification_head.cls_logits.weight"].view(9, 91, 256, 3, 3)[:, [24, 17]]  # COCO's ids
     assert torch.equal(run.network.head.logits.weight, rows.flatten(0, 1))
-    other = CLASSES._replace(ids=[3, 7, 12, 91])
-    with pytest.raises(ConfigError, match=r"model.weights: category ids \[91\] have no row in the class head"):
-        build_run(make_config(differences={"model": model}), other, cpu)
+    run = build_run(make_config(differences={"model": model}), CLASSES, cpu)
+    assert run.network.head.logits.bias.unique().numel() == 1  # as a head starts: COCO knows no blue bar
+    assert torch.equal(run.network.head.deltas.weight, theirs["head.regression_head.bbox_reg.weight"])
+    model["anchors"]["offset"] = 0.5
+    with pytest.raises(ConfigError, match="was trained with torchvision's anchors"):
+        build_run(make_config(differences={"model": model}), CLASSES, cpu)

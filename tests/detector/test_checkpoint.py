@@ -1,5 +1,6 @@
 import argparse
 import os
+from random import Random
 
 import pytest
 import torch
@@ -94,6 +95,24 @@ def test_a_truncated_file_is_told_by_its_path(tmp_path, part, zipped):
         load_checkpoint(path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_no_damage_leads_to_any_other_error(tmp_path):
+    path, random = tmp_path / "a.pt", Random(0)
+    torch.save(CONTENT, path)
+    whole = path.read_bytes()
+    refused = 0
+    for i in range(400):
+        damaged = bytearray(whole if i % 2 else random.randbytes(200))
+        for _ in range(3):
+            damaged[random.randrange(len(damaged))] = random.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            load_checkpoint(path)
+        except CheckpointError:
+            refused += 1
+    assert refused > 250  # torch does not notice a flipped bit in the numbers
+
+
 @pytest.mark.parametrize("content", [b"hello world\n", b"\x89PNG\r\n\x1a\n", b"{}", b"PK\x03\x04....", bytes(5000)])
 def test_a_foreign_file_is_told_by_its_path(tmp_path, content):
     (tmp_path / "a.pt").write_bytes(content)
@@ -160,6 +179,17 @@ def test_later_steps_are_discarded(tmp_path):
     save_steps(tmp_path, 9, 10, 11, 100)
     assert discard_later(tmp_path, 10) == [step_path(tmp_path, 11), step_path(tmp_path, 100)]
     assert names(tmp_path) == ["step_00000009.pt", "step_00000010.pt"]
+
+
+@pytest.mark.parametrize(("best", "stays"), [(9, True), (10, True), (11, False)])
+def test_the_best_is_discarded_if_it_is_later(tmp_path, best, stays):
+    save_steps(tmp_path, 9, 10, 11)
+    mark_best(step_path(tmp_path, best))
+    discard_later(tmp_path, 10)
+    assert (tmp_path / "best.pt").exists() == stays
+    (tmp_path / "best.pt").write_bytes(b"cannot be read")
+    discard_later(tmp_path, 10)
+    assert (tmp_path / "best.pt").exists()
 
 
 def test_averaged_weights_are_preferred():

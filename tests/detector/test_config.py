@@ -66,7 +66,11 @@ def test_a_configuration_cannot_be_changed():
         ),
         ({"loss": {"classification": {"name": "focal", "num_classes": 3}}}, "loss.classification.num_classes: unknown key"),
         ({"matching": {"matcher": {"name": "atss", "candidate": 3}}}, "did you mean 'candidates'?"),
-        ({"schedule": {"length": 12, "milestones": [8, 20]}}, "schedule: milestones [8.0, 20.0] must lie between 0 and length 12"),
+        ({"schedule": {"length": 12, "milestones": [8, 20]}}, "schedule: milestones [8.0, 20.0] must rise between 0 and length 12"),
+        ({"schedule": {"milestones": [11, 8]}}, "schedule: milestones [11.0, 8.0] must rise between 0 and length 12"),
+        ({"data": {"generate": {"folder": "x"}, "val": {"images": "y"}}}, "data: `generate` draws a dataset in place of train"),
+        ({"data": {"rare": 5, "common": 4}}, "data: rare 5 must not exceed common 4"),
+        ({"model": {"anchors": {"ratios": [0]}}}, "model.anchors.ratios[0]: Input should be greater than 0, found 0"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_with_its_path_and_a_suggestion(values, message):

@@ -26,9 +26,29 @@ def test_a_file_is_merged_over_its_base_which_lies_beside_it(tmp_path):
 
 
 def test_a_changed_name_drops_the_options_of_the_old_choice():
-    base = {"loss": {"name": "equalized_focal", "scale": 4.0, "alpha": 0.5}}
-    assert merge(base, {"loss": {"name": "focal"}}) == {"loss": {"name": "focal"}}
-    assert merge(base, {"loss": {"alpha": 0.1}}) == {"loss": {"name": "equalized_focal", "scale": 4.0, "alpha": 0.1}}
+    base = {"loss": {"box": {"name": "smooth_l1", "beta": 0.5, "weight": 2.0}}}
+    assert merge(base, {"loss": {"box": {"name": "giou"}}}) == {"loss": {"box": {"name": "giou"}}}
+    assert merge(base, {"loss": {"box": {"beta": 0.1}}})["loss"]["box"] == {
+        "name": "smooth_l1",
+        "beta": 0.1,
+        "weight": 2.0,
+    }
+
+
+def test_options_that_belong_to_no_choice_survive_a_changed_name():
+    base = {"optimizer": {"name": "sgd", "lr": 0.1, "clip_norm": 35.0}}
+    assert merge(base, {"optimizer": {"name": "adamw"}})["optimizer"] == {"name": "adamw", "lr": 0.1, "clip_norm": 35.0}
+
+
+def test_the_order_of_overrides_does_not_matter():
+    base = {"loss": {"classification": {"name": "focal", "gamma": 3.0}}}
+    overrides = ["loss.classification.scale=4.0", "loss.classification.name=equalized_focal"]
+    expected = {"loss": {"classification": {"name": "equalized_focal", "scale": 4.0}}}
+    assert apply_overrides(base, overrides) == apply_overrides(base, overrides[::-1]) == expected
+
+
+def test_a_number_sign_in_an_override_belongs_to_the_value():
+    assert apply_overrides({}, ["output=runs/set #1"]) == {"output": "runs/set #1"}
 
 
 def test_a_base_that_leads_back_is_refused(tmp_path):

@@ -164,3 +164,11 @@ def test_undecodable_image_in_a_worker_is_named(call, is_error, write_config, sh
     assert "error: images/train_" in done.err.splitlines()[-1]
     assert "cannot be decoded as an image" in done.err
     assert "Traceback" not in done.err
+
+
+def test_every_process_tells_what_only_the_first_could_see(trained, start):
+    done = start("train", "--config", "tiny.yaml", "device=cpu", cwd=trained.home, processes=2)
+    assert done.code == 1
+    for rank in (0, 1):
+        assert f"[rank {rank}] error: runs/tiny: holds a run already" in done.err
+    assert 'tools/train.py", line' not in done.err, "a traceback of ours"

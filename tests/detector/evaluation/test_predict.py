@@ -61,6 +61,11 @@ def test_columns_are_those_that_files_of_results_hold(evaluation_of, model):
     columns = next(iter(evaluation_of().detections(model.network)))
     assert [column.dtype for column in columns] == [np.int64, np.int64, np.float64, np.float64]
     assert columns.boxes_xywh.shape == (len(columns.scores), 4)
+
+
+def test_the_network_is_put_into_eval_mode(evaluation_of, model):
+    model.network.train()
+    evaluation_of().run(model.network)
     assert not model.network.training
 
 

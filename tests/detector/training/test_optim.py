@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from detector.training.optim import build_optimizer, learning_rate, set_learning_rate
+from detector.training.optim import build_optimizer, learning_rate, moving_average, set_learning_rate
 
 
 def rates(steps, **options):
@@ -63,3 +63,10 @@ def test_frozen_parameters_are_left_out():
     optimizer = build_optimizer(net, name="sgd", lr=1.0, momentum=0.7)
     assert [group["params"] for group in optimizer.param_groups] == [[net[2].weight]]
     assert optimizer.param_groups[0]["momentum"] == 0.7
+
+
+def test_a_moving_average_forgets_its_first_weights_sooner_than_its_decay_says():
+    old, new = torch.tensor([0.0]), torch.tensor([1.0])
+    assert moving_average(old, new, torch.tensor(0), decay=0.9998).item() == pytest.approx(0.9)  # 1 - 1 / 10
+    assert moving_average(old, new, torch.tensor(90), decay=0.9998).item() == pytest.approx(0.09)  # 1 - 91 / 100
+    assert moving_average(old, new, torch.tensor(10**6), decay=0.9998).item() == pytest.approx(0.0002, rel=1e-3)
