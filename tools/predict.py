@@ -26,16 +26,23 @@ def main() -> None:
         paths = find_images(arguments.images)
         model = load_model(arguments.checkpoint, device=arguments.device, score_threshold=arguments.score_threshold)
         arguments.out.mkdir(parents=True, exist_ok=True)
-        records = []
+        records, unreadable = [], []
         for number, path in enumerate(progress_bar(paths, desc="predict", unit="image")):
-            image = read_image(path)
+            try:
+                image = read_image(path)
+            except DataError as error:  # one bad file must not cost the detections in all others
+                unreadable.append(str(error))
+                continue
             (found,) = predict(model, [image])
             records += to_records(path, found)
             # Numbered, since images of one name may come from several folders.
             Image.fromarray(draw(image, found)).save(arguments.out / f"{number:04d}_{path.stem}.png")
         written = arguments.out / "detections.json"
         written.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-        print(f"{len(records)} detections in {len(paths)} images: {written}, pictures beside it")
+        read = len(paths) - len(unreadable)
+        print(f"{len(records)} detections in {read} images: {written}, pictures beside it")
+        if unreadable:
+            raise DataError(f"{len(unreadable)} of {len(paths)} images were left out: {'; '.join(unreadable[:5])}")
 
 
 def find_images(paths: list[Path]) -> list[Path]:

@@ -140,18 +140,18 @@ def test_two_processes_train_as_one(two_processes, sparse_config, cpu, tmp_path,
     ours, theirs = records(tmp_path), records(two_processes / name)
     assert len(theirs) == 6
     for a, b in zip(ours, theirs, strict=True):
-        assert a == pytest.approx(b, rel=1e-4)
+        assert a == pytest.approx(b, rel=1e-3)
     assert len(records(two_processes / name, "evaluation")) == 2
     torch.manual_seed(config.seed)
     start = vector(build_run(config, build_data(config, cpu).classes, cpu).network.state_dict())
     one, two = (load_checkpoint(step_path(folder / "checkpoints", 6)) for folder in (tmp_path, two_processes / name))
     for weights_of in (lambda state: state["model"], network_weights):
         ours, theirs = vector(weights_of(one)), vector(weights_of(two))
-        assert (ours - theirs).norm() < 1e-4 * (ours - start).norm()
+        assert (ours - theirs).norm() < 1e-3 * (ours - start).norm()
     assert one["criterion"].keys() == two["criterion"].keys()
     assert len(one["criterion"]) == (0 if name == "focal" else 2)
     for key, value in one["criterion"].items():
-        torch.testing.assert_close(two["criterion"][key], value, rtol=1e-4, atol=0)
+        torch.testing.assert_close(two["criterion"][key], value, rtol=1e-3, atol=0)
 
 
 def test_those_steps_have_no_object_on_one_rank_or_on_every_rank(sparse_config, cpu, two_processes):

@@ -61,6 +61,14 @@ def test_path_without_image_is_named(call, is_error, trained, tmp_path, paths, t
     assert is_error(done, text)
 
 
+def test_one_damaged_image_does_not_cost_the_others(call, is_error, trained, shapes, tmp_path):
+    (tmp_path / "broken.png").write_text("no picture")
+    options = ("--checkpoint", trained.checkpoint, "--out", "drawn", "--score-threshold", 0)
+    done = call("predict", *options, "broken.png", shapes.folder / "val_0.png", cwd=tmp_path)
+    assert is_error(done, "1 of 2 images were left out: broken.png")
+    assert json.loads((tmp_path / "drawn" / "detections.json").read_text())
+
+
 def test_missing_checkpoint_is_named(call, is_error, shapes, tmp_path):
     done = call("predict", "--checkpoint", "none.pt", "--out", "drawn", shapes.folder / "val_0.png", cwd=tmp_path)
     assert is_error(done, "none.pt: no such checkpoint")

@@ -101,11 +101,11 @@ def test_accumulated_passes_equal_the_big_batch(start, steps, tmp_path, norm, lo
         weights_after[per_pass], efl_after[per_pass] = vector(run.network), run.criterion.state_dict()
     for per_pass in (2, 1):
         for ours, theirs in zip(numbers[4], numbers[per_pass], strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-4)
+            assert ours == pytest.approx(theirs, rel=1e-3)
         moved, apart = (weights_after[4] - before).norm(), (weights_after[4] - weights_after[per_pass]).norm()
-        assert apart < 3e-5 * moved
+        assert apart < 1e-3 * moved
         for name, value in efl_after[4].items():
-            torch.testing.assert_close(efl_after[per_pass][name], value, rtol=1e-4, atol=0)
+            torch.testing.assert_close(efl_after[per_pass][name], value, rtol=1e-3, atol=0)
 
 
 def test_numbers_of_a_step_add_up(start, steps):
