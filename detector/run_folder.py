@@ -104,7 +104,9 @@ def introduce(log: RunLog, config: Config, data: Data, run: Run, total_steps: in
         return
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     (log.folder / "config.yaml").write_text(resolved, encoding="utf-8")
-    (log.folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+    (log.folder / "environment.json").write_text(
+        json.dumps(environment(run.network.device), indent=2) + "\n", encoding="utf-8"
+    )
     log.say(resolved)
     for warning in warnings:
         log.say(f"warning: {warning}")

@@ -198,9 +198,11 @@ def _step(
     parameters = [p for p in run.network.parameters() if p.requires_grad]
     norm = nn.utils.clip_grad_norm_(parameters, clip_norm or math.inf).item()
     # Losses and gradients are sums over all processes here, so all of them come to the same verdict.
-    # Under fp16 an overflowing gradient is ordinary: the scaler leaves the step out and tries a smaller scale.
+    # Under fp16 an overflowing gradient is ordinary: the scaler leaves the step out and tries a smaller scale. A gradient
+    # that overflows without any scale never will be finite.
     finite = math.isfinite(norm)
-    if not all(map(math.isfinite, losses.values())) or not (finite or precision == "fp16"):
+    ordinary = precision == "fp16" and scale >= 1
+    if not all(map(math.isfinite, losses.values())) or not (finite or ordinary):
         raise FloatingPointError(
             f"step {run.step}: loss {losses}, norm of the gradient {norm}: not finite. Process {process.rank} had the "
             f"images {batch.image_ids}. The weights were not changed and no checkpoint was written; resume from the last "

@@ -144,7 +144,7 @@ class RunLog:
         os.replace(temporary, self.folder / "metrics.jsonl")
 
 
-def environment() -> dict[str, str | int | bool | None]:
+def environment(device: torch.device) -> dict[str, str | int | bool | None]:
     """What the run's numbers may depend on besides its configuration: versions, machine, the commit of the code."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
@@ -161,9 +161,7 @@ def environment() -> dict[str, str | int | bool | None]:
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
     }
 

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,6 +129,24 @@ def test_classes_and_splits_are_those_of_the_files(make_config, cpu):
     assert build_data(repeated, cpu).stream.epoch_length > 30
     assert len(build_data(make_config(differences={"data": {"keep_empty": False}}), cpu).train) < 24
     assert len(build_val(make_config(), cpu)) == 7
+
+
+def test_a_drawn_dataset_takes_the_place_of_files(cpu, shapes, monkeypatch):
+    calls = []
+
+    def draw(folder, **options):
+        calls.append((folder, options["categories"]))
+        if options["categories"] == 11:
+            raise ValueError("there are no 11")
+        return SimpleNamespace(train=shapes.train, val=shapes.val, images=shapes.folder)
+
+    monkeypatch.setattr("detector.build.draw_dataset", draw)
+    config = parse_config({"data": {"generate": {"folder": "emoji", "categories": 10}}})
+    data = build_data(config, cpu)
+    assert (len(data.train), len(data.val), calls) == (24, 7, [("emoji", 10)])
+    config = parse_config({"data": {"generate": {"folder": "emoji", "categories": 11}}})
+    with pytest.raises(ConfigError, match=r"^data.generate: there are no 11"):
+        build_data(config, cpu)
 
 
 def test_paths_that_are_not_set_are_named_with_a_way_out(cpu):

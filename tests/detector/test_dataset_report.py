@@ -36,7 +36,10 @@ def test_description_counts_images_objects_and_classes(data):
     text = describe(with_classes(data, ["f", "r", "c", "r"], [30, 0, 12, 2]))
     objects = data.train.annotations.instance_counts.sum()
     assert f"train: 24 images, {objects} objects" in text
-    assert "4 classes (rare 2, common 1, frequent 1), with training images: class 0 30, class 2 12, class 3 2" in text
+    assert (
+        "4 classes (rare 2, common 1, frequent 1, as the file says), in training images: class 0 30, class 2 12, class 3 2"
+        in text
+    )
     assert "an epoch is 24 images" in text
 
 

@@ -404,6 +404,12 @@ def test_a_checkpoint_of_another_model_is_a_clear_error(make_config, cpu, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_checkpoint_of_another_optimizer_is_refused_though_torch_would_take_it(make_config, cpu, tmp_path):
+    run_training(make_config(tmp_path, {"schedule": {"length": 2}, "optimizer": {"name": "adamw"}}), cpu)
+    with pytest.raises(CheckpointError, match=r"another model, loss or optimizer: optimizer.name: adamw -> sgd"):
+        run_training(make_config(tmp_path), cpu, resume="auto")
+
+
 @pytest.fixture(scope="module")
 def learned_little(make_config, cpu, tmp_path_factory):
     """The checkpoint of step 2 of `values`."""

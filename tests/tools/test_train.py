@@ -26,7 +26,7 @@ def test_training_ends_with_table_picture_and_tensorboard_command(trained):
     assert ending[-1] == "curves and pictures: tensorboard --logdir runs/tiny"
     assert ending[-2] == "detections beside ground truth: runs/tiny/pictures/step_00000040.png"
     assert any(line.startswith("APr ") for line in ending[-15:])
-    assert "4 classes (rare 1, common 1, frequent 2)" in trained.done.out
+    assert "4 classes (rare 1, common 1, frequent 2, as the file says)" in trained.done.out
     assert "warning: test.score_threshold is 0 and test.detections_per_image 50; LVIS" in trained.done.out
 
 

@@ -207,6 +207,13 @@ def test_mixed_precision_takes_nearly_the_same_step(start, steps, precision):
         torch.testing.assert_close(ours, theirs, rtol=0.03, atol=0)
 
 
+def test_a_gradient_that_overflows_fp16_at_any_scale_ends_the_run(start, steps):
+    run, batches = start(train={"precision": "fp16"}, loss={"box": {"weight": 1e8}})
+    run.scaler = GradScaler("cpu", init_scale=0.5)
+    with pytest.raises(FloatingPointError, match="norm of the gradient"):
+        steps(run, batches[:1], precision="fp16")
+
+
 def test_a_step_that_overflows_in_fp16_is_left_out_and_training_goes_on(start, steps):
     # The gradient of the box loss, times the loss scale of 65536, is too large for fp16 until the scale has come down.
     run, batches = start(train={"precision": "fp16", "ema_decay": 0.9}, loss={"box": {"weight": 1000.0}})

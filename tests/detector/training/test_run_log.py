@@ -163,7 +163,7 @@ def test_tensorboard_gets_scalars_and_pictures(make_log, tmp_path):
 
 
 def test_the_environment_is_plain_values():
-    found = environment()
+    found = environment(torch.device("cpu"))
     assert found == json.loads(json.dumps(found))
     assert found["torch"] == torch.__version__
     assert {"command", "commit", "uncommitted_changes", "python", "device", "threads"} <= found.keys()
