@@ -104,9 +104,7 @@ def introduce(log: RunLog, config: Config, data: Data, run: Run, total_steps: in
         return
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     (log.folder / "config.yaml").write_text(resolved, encoding="utf-8")
-    (log.folder / "environment.json").write_text(
-        json.dumps(environment(run.network.device), indent=2) + "\n", encoding="utf-8"
-    )
+    _append(log.folder / "environment.json", {"step": run.step, **environment(run.network.device)})
     log.say(resolved)
     for warning in warnings:
         log.say(f"warning: {warning}")
@@ -115,6 +113,12 @@ def introduce(log: RunLog, config: Config, data: Data, run: Run, total_steps: in
     log.say(
         f"{parameters / 1e6:.2f} M trainable parameters; steps {run.step} to {total_steps}; run folder {log.folder}"
     )
+
+
+def _append(path: Path, entry: dict) -> None:
+    """Add an entry to a JSON list: a resumed run may go on with another commit, on another machine."""
+    entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    path.write_text(json.dumps([*entries, entry], indent=2) + "\n", encoding="utf-8")
 
 
 def record(log: RunLog, step: int, result: dict, best_metric: str) -> None:
@@ -130,6 +134,7 @@ def record(log: RunLog, step: int, result: dict, best_metric: str) -> None:
 
 
 def show(log: RunLog, step: int, picture: np.ndarray) -> None:
+    """Keep an (H, W, 3) uint8 picture of detections, as a file and in TensorBoard."""
     path = log.folder / "pictures" / f"step_{step:08d}.png"
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(picture).save(path)

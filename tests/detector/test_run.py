@@ -136,7 +136,7 @@ def test_a_run_leaves_everything_in_its_folder(learned):
         "name": "equalized_focal", "alpha": 0.25, "gamma": 2.0, "scale": 8.0, "weight": 1.0
     }  # fmt: skip
     assert parse_config(config).output == str(learned)
-    assert json.loads((learned / "environment.json").read_text())["torch"] == torch.__version__
+    assert json.loads((learned / "environment.json").read_text())[0]["torch"] == torch.__version__
     kinds = [(r["step"], r["kind"]) for r in records(learned)]
     assert kinds == [(s, "train") for s in (50, 100, 150, 200, 250, 300)] + [(300, "evaluation")]
     result = json.loads((learned / "metrics.json").read_text())
