@@ -18,7 +18,7 @@ from .build import build_network
 from .checkpoint import CheckpointError, load_checkpoint, network_weights
 from .classes import Classes
 from .config import Config, parse_config
-from .model.postprocess import Detections, Postprocess, rescale
+from .model.postprocess import Detections, Postprocess, detect, rescale
 from .model.retinanet import RetinaNet
 from .yaml_files import ConfigError
 
@@ -80,7 +80,6 @@ def load_weights(network: RetinaNet, state: dict, checkpoint: Path | str) -> Non
         raise CheckpointError(f"{checkpoint}: the checkpoint of another model: {shorten(str(error), 500)}") from error
 
 
-@torch.no_grad()
 def predict(model: LoadedModel, images: Iterable[Path | str | Image.Image | np.ndarray]) -> list[Prediction]:
     """The detections in each image: a path, a PIL image, or an (H, W, 3) uint8 RGB array.
 
@@ -111,9 +110,7 @@ def _predict_one(model: LoadedModel, image: np.ndarray) -> Prediction:
     data, size = model.config.data, image.shape[:2]
     resized = resized_size(size, data.test_short_side, data.long_side)
     tensor, _ = apply_view(image, np.zeros((0, 4), np.float32), View(resized, False))
-    padded = padded_size([resized], data.pad_multiple)
-    outputs = model.network(model.network.preprocess([tensor], padded))
-    (found,) = model.postprocess(outputs, model.network.anchors(padded), [resized])
+    (found,) = detect(model.network, [tensor], padded_size([resized], data.pad_multiple), model.postprocess)
     return to_prediction(rescale(found, resized, size), model.classes)
 
 

@@ -3,17 +3,15 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from datasets.loader import DetectionDataset, padded_size
 from datasets.transforms import View, resized_size
 
 from ..drawing import draw_boxes, sheet, side_by_side
-from ..model.postprocess import Postprocess
+from ..model.postprocess import Postprocess, detect
 from ..model.retinanet import RetinaNet
 
 
-@torch.no_grad()
 def detection_sheet(
     network: RetinaNet,
     dataset: DetectionDataset,
@@ -36,9 +34,7 @@ def detection_sheet(
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist():
         view = View(resized_size(dataset.size(index), short_side, long_side), flip=False)
         tensor, targets = dataset.read(index, view)
-        padded = padded_size([view.size], pad_multiple)
-        outputs = network(network.preprocess([tensor], padded))
-        (found,) = postprocess(outputs, network.anchors(padded), [view.size])
+        (found,) = detect(network, [tensor], padded_size([view.size], pad_multiple), postprocess)
         drawn = found.scores > score_threshold
         scores, labels = found.scores[drawn].tolist(), found.labels[drawn].tolist()
         image, true_labels = tensor.permute(1, 2, 0).numpy(), targets.labels.tolist()

@@ -9,7 +9,7 @@ import torch
 from datasets.loader import Batch
 
 from ..distributed import Process, gather_on_rank_zero
-from ..model.postprocess import Detections, Postprocess, rescale
+from ..model.postprocess import Detections, Postprocess, detect, rescale
 from ..model.retinanet import RetinaNet
 from ..progress import progress_bar
 from .columnar import ColumnarEvaluator
@@ -61,8 +61,7 @@ class Evaluation:
         network.eval()
         quiet = self.process.rank != 0
         for batch in progress_bar(self.batches, desc="evaluate", unit="batch", disable=quiet, leave=False):
-            found = detect(network, batch, self.postprocess)
-            yield _columns(batch.image_indices, found)
+            yield _columns(batch, detect(network, batch.images, batch.padded_size, self.postprocess))
 
     def score(self, detections: Iterable[DetectionColumns]) -> dict | None:
         """The result of every process's `detections`, on rank 0; None on the others."""
@@ -85,19 +84,13 @@ class Evaluation:
         )
 
 
-@torch.no_grad()
-def detect(network: RetinaNet, batch: Batch, postprocess: Postprocess) -> list[Detections]:
-    """The detections in each image of a batch, in the pixels of the original images. The network is in eval mode."""
+def _columns(batch: Batch, detections: Sequence[Detections]) -> DetectionColumns:
+    """The detections in each image of a batch, in the pixels of the original images."""
     sizes = [tuple(image.shape[-2:]) for image in batch.images]
-    outputs = network(network.preprocess(batch.images, batch.padded_size))
-    found = postprocess(outputs, network.anchors(batch.padded_size), sizes)
-    return [rescale(*each) for each in zip(found, sizes, batch.original_sizes, strict=True)]
-
-
-def _columns(image_indices: Sequence[int], found: Sequence[Detections]) -> DetectionColumns:
+    found = [rescale(*each) for each in zip(detections, sizes, batch.original_sizes, strict=True)]
     boxes = torch.cat([f.boxes for f in found]).cpu().double().numpy()
     return DetectionColumns(
-        image_index=np.repeat(np.array(image_indices, np.int64), [len(f.boxes) for f in found]),
+        image_index=np.repeat(np.array(batch.image_indices, np.int64), [len(f.boxes) for f in found]),
         labels=torch.cat([f.labels for f in found]).cpu().numpy(),
         # float64 of the float32 corners: written to a file and read back, these are the same numbers.
         boxes_xywh=np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1),

@@ -10,6 +10,7 @@ from torchvision.ops import batched_nms
 
 from .boxes import clip, decode
 from .head import HeadOutputs
+from .retinanet import RetinaNet
 
 
 class Detections(NamedTuple):
@@ -79,6 +80,19 @@ class Postprocess:
         kept = kept.sort().values
         kept = kept[scores[kept].sort(descending=True, stable=True).indices][: self.detections_per_image]
         return Detections(boxes[kept], scores[kept], labels[kept])
+
+
+@torch.no_grad()
+def detect(
+    network: RetinaNet, images: Sequence[Tensor], padded_size: tuple[int, int], postprocess: Postprocess
+) -> list[Detections]:
+    """The detections in each image, in its own pixels. The network is in eval mode.
+
+    Args:
+        images: uint8 RGB (3, h, w), none larger than `padded_size`, (H, W), to which they are padded.
+    """
+    outputs = network(network.preprocess(images, padded_size))
+    return postprocess(outputs, network.anchors(padded_size), [tuple(image.shape[-2:]) for image in images])
 
 
 def rescale(detections: Detections, from_size: tuple[int, int], to_size: tuple[int, int]) -> Detections:

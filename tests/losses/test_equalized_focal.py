@@ -49,17 +49,8 @@ class SlowEqualizedFocal:
         return (1 - self.alpha) * weight * p**exponent * -math.log(1 - p)
 
 
-def run_step(loss: EqualizedFocalLoss, logits: list[Tensor], labels: list[Tensor], normalizer: float = 1.0) -> float:
-    logits = [level.clone().requires_grad_() for level in logits]
-    loss.begin_step()
-    value = loss(logits, labels) / normalizer
-    value.backward()
-    loss.after_backward()
-    return value.item()
-
-
 @pytest.mark.parametrize(("alpha", "gamma", "scale"), [(0.25, 2.0, 8.0), (0.4, 1.5, 4.0)])
-def test_three_steps_equal_the_slow_loss(alpha, gamma, scale):
+def test_three_steps_equal_the_slow_loss(run_step, alpha, gamma, scale):
     loss = EqualizedFocalLoss(CLASSES, alpha=alpha, gamma=gamma, scale=scale)
     slow = SlowEqualizedFocal(alpha, gamma, scale)
     ratios = [loss.gradient_ratio.tolist()]
@@ -81,7 +72,7 @@ def test_equalized_focal_is_focal_before_any_gradient():
     torch.testing.assert_close(EqualizedFocalLoss(CLASSES)(logits, labels), FocalLoss(CLASSES)(logits, labels))
 
 
-def test_scale_zero_is_focal_whatever_was_collected():
+def test_scale_zero_is_focal_whatever_was_collected(run_step):
     loss = EqualizedFocalLoss(CLASSES, scale=0.0)
     run_step(loss, *draw_step(0))
     assert loss.gradient_ratio.min() == 0
@@ -97,7 +88,7 @@ def test_ratio_raises_exponent_and_weight_of_its_class():
     torch.testing.assert_close(loss, raised + balanced)
 
 
-def test_ratio_is_at_most_one():
+def test_ratio_is_at_most_one(run_step):
     loss = EqualizedFocalLoss(1)
     run_step(loss, [torch.full((1, 2, 1), -5.0)], [torch.tensor([[0, BACKGROUND]])])
     assert loss.positive_gradient > loss.negative_gradient
@@ -113,7 +104,7 @@ def test_gradient_is_the_derivative_of_the_loss():
     )
 
 
-def test_images_without_objects_give_negative_gradient_alone():
+def test_images_without_objects_give_negative_gradient_alone(run_step):
     loss = EqualizedFocalLoss(CLASSES)
     logits, labels = draw_step(0)
     run_step(loss, logits, [torch.full_like(level, BACKGROUND) for level in labels])
@@ -122,7 +113,7 @@ def test_images_without_objects_give_negative_gradient_alone():
     assert not loss.gradient_ratio.any()
 
 
-def test_ignored_images_collect_nothing_and_leave_the_ratio_at_one():
+def test_ignored_images_collect_nothing_and_leave_the_ratio_at_one(run_step):
     loss = EqualizedFocalLoss(CLASSES)
     logits, labels = draw_step(0)
     assert run_step(loss, logits, [torch.full_like(level, IGNORE) for level in labels]) == 0
@@ -131,7 +122,7 @@ def test_ignored_images_collect_nothing_and_leave_the_ratio_at_one():
     assert (loss.gradient_ratio == 1).all()
 
 
-def test_saturated_logits_are_finite_and_not_dropped():
+def test_saturated_logits_are_finite_and_not_dropped(run_step):
     loss = EqualizedFocalLoss(2)
     logits = torch.tensor([[[200.0, -200.0], [-200.0, 200.0]]])
     assert math.isfinite(run_step(loss, [logits], [torch.tensor([[1, BACKGROUND]])]))
@@ -139,7 +130,7 @@ def test_saturated_logits_are_finite_and_not_dropped():
     assert math.isfinite(run_step(loss, [logits], [torch.tensor([[1, BACKGROUND]])]))
 
 
-def test_restored_state_goes_on_as_the_original():
+def test_restored_state_goes_on_as_the_original(run_step):
     original, restored = EqualizedFocalLoss(CLASSES), EqualizedFocalLoss(CLASSES)
     run_step(original, *draw_step(0))
     state = original.state_dict()

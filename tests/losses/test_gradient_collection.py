@@ -28,15 +28,6 @@ def draw_step(seed: int, dtype: torch.dtype = torch.float64) -> tuple[list[Tenso
     return logits, [torch.randint(IGNORE, CLASSES - 1, (2, rows), generator=generator) for rows in ANCHORS]
 
 
-def run_step(loss: EqualizedFocalLoss, logits: list[Tensor], labels: list[Tensor], normalizer: float = 1.0) -> float:
-    logits = [level.clone().requires_grad_() for level in logits]
-    loss.begin_step()
-    value = loss(logits, labels) / normalizer
-    value.backward()
-    loss.after_backward()
-    return value.item()
-
-
 def sums(loss: EqualizedFocalLoss) -> Tensor:
     return torch.stack([loss.positive_gradient, loss.negative_gradient])
 
@@ -66,14 +57,14 @@ def test_negatives_keep_their_precision_beside_positives_1e8_times_larger():
     assert loss.negative_gradient.item() == pytest.approx(logits.grad[0, 1, 0].item(), rel=1e-6)
 
 
-def test_weight_multiplies_loss_and_collected_gradient():
+def test_weight_multiplies_loss_and_collected_gradient(run_step):
     plain, weighted = EqualizedFocalLoss(CLASSES), EqualizedFocalLoss(CLASSES, weight=3.0)
     value = run_step(plain, *draw_step(0))
     assert run_step(weighted, *draw_step(0)) == pytest.approx(3 * value)
     torch.testing.assert_close(sums(weighted), 3 * sums(plain))
 
 
-def test_order_of_levels_changes_nothing():
+def test_order_of_levels_changes_nothing(run_step):
     forward, backward = EqualizedFocalLoss(CLASSES), EqualizedFocalLoss(CLASSES)
     logits, labels = draw_step(0)
     run_step(forward, logits, labels)
@@ -81,7 +72,7 @@ def test_order_of_levels_changes_nothing():
     torch.testing.assert_close(sums(backward), sums(forward), rtol=1e-14, atol=0)
 
 
-def test_levels_of_a_shared_layer_are_collected_in_one_backward():
+def test_levels_of_a_shared_layer_are_collected_in_one_backward(run_step):
     loss, expected = EqualizedFocalLoss(CLASSES), EqualizedFocalLoss(CLASSES)
     logits, labels = draw_step(0)
     run_step(expected, logits, labels)
@@ -91,7 +82,7 @@ def test_levels_of_a_shared_layer_are_collected_in_one_backward():
     assert torch.equal(sums(loss), sums(expected))
 
 
-def test_passes_of_one_image_add_up_to_one_pass_and_one_update():
+def test_passes_of_one_image_add_up_to_one_pass_and_one_update(run_step):
     whole, passes = EqualizedFocalLoss(CLASSES), EqualizedFocalLoss(CLASSES)
     for step in range(2):
         logits, labels = draw_step(step)
@@ -106,7 +97,7 @@ def test_passes_of_one_image_add_up_to_one_pass_and_one_update():
         torch.testing.assert_close(sums(passes), sums(whole), rtol=1e-13, atol=0)
 
 
-def test_gradient_scale_is_divided_out():
+def test_gradient_scale_is_divided_out(run_step):
     plain, scaled = EqualizedFocalLoss(CLASSES), EqualizedFocalLoss(CLASSES)
     logits, labels = draw_step(0)
     run_step(plain, logits, labels)
@@ -116,7 +107,7 @@ def test_gradient_scale_is_divided_out():
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_step_with_one_gradient_that_is_not_finite_is_dropped_whole(value):
+def test_step_with_one_gradient_that_is_not_finite_is_dropped_whole(run_step, value):
     loss = EqualizedFocalLoss(CLASSES)
     run_step(loss, *draw_step(0))
     before = sums(loss)
@@ -140,7 +131,7 @@ def test_step_not_taken_is_dropped_and_forgotten():
     assert not sums(loss).any()
 
 
-def test_begin_step_forgets_an_aborted_step():
+def test_begin_step_forgets_an_aborted_step(run_step):
     expected, loss = EqualizedFocalLoss(CLASSES), EqualizedFocalLoss(CLASSES)
     run_step(expected, *draw_step(1))
     logits, labels = draw_step(0)
@@ -160,7 +151,7 @@ def test_forward_without_gradient_collects_nothing():
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [(torch.bfloat16, 1e-2), (torch.float16, 1e-3)])
-def test_half_logits_collect_nearly_the_same(dtype, precision):
+def test_half_logits_collect_nearly_the_same(run_step, dtype, precision):
     exact, half = EqualizedFocalLoss(CLASSES), EqualizedFocalLoss(CLASSES)
     logits, labels = draw_step(0, dtype=torch.float32)
     logits = [level.to(dtype) for level in logits]
@@ -187,7 +178,7 @@ def run_rank(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_equal_one_and_drop_a_step_together(tmp_path):
+def test_two_processes_equal_one_and_drop_a_step_together(run_step, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     ranks = [
         subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment) for rank in range(2)
