@@ -1,18 +1,23 @@
-"""Equalized Focal Loss (Li et al. 2022, arXiv:2201.02593)."""
+"""Equalized Focal Loss and its quality form (Li et al. 2022, arXiv:2201.02593)."""
 
-from collections.abc import Sequence
-from functools import partial
+from torch import Tensor
 
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-
-from .focal import check_classes, check_options
-from .kernel import FocalSum, computing_dtype, pick, put, row_chunks
+from .dense import alpha_weights, check_focal_options
+from .gradient_collection import GradientGuidedLoss
+from .kernel import focal_sum
 
 
 def equalized_focal_loss(
-    logits: Tensor, labels: Tensor, *, alpha: float, gamma: float, scale: float, gradient_ratio: Tensor
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float | None,
+    gamma: float,
+    scale: float,
+    gradient_ratio: Tensor,
+    use_focusing: bool = True,
+    use_weighting: bool = True,
+    collected: Tensor | None = None,
 ) -> Tensor:
     """Sum of the Equalized Focal Loss over anchors and classes (arXiv:2201.02593, eq. 6).
 
@@ -22,109 +27,139 @@ def equalized_focal_loss(
     Args:
         logits: (..., K), any float type; half types are computed in float32. Finite results for any finite logit.
         labels: (...,) int64 in [0, K), or BACKGROUND, or IGNORE (contributes nothing).
-        alpha: weight of the positive class, in (0, 1); negatives get 1 - alpha.
+        alpha: weight of the positive class, in (0, 1); negatives get 1 - alpha. None: weight 1 for both.
         gamma: focusing exponent of a balanced class, above 0.
         scale: how much the exponent of a class without positive gradient is raised.
         gradient_ratio: (K,) in [0, 1], gradient of positives over that of negatives.
+        use_focusing: False leaves the exponent of every class at gamma (an ablation of the paper).
+        use_weighting: False leaves the weight of every class at 1 (likewise).
+        collected: (2, K); backward adds the |gradient| of positive (row 0) and negative entries (row 1) of each class.
 
     Returns:
         Scalar, float32 (float64 for float64 logits). Not normalized: divide by the number of positives.
     """
-    exponent = (gamma + scale * (1 - gradient_ratio.detach())).to(computing_dtype(logits))
-    return FocalSum.apply(logits.flatten(0, -2), labels.flatten(), alpha, exponent, exponent / gamma)
+    exponent, weight = _factors(gamma, scale, gradient_ratio, use_focusing, use_weighting)
+    positive, negative = alpha_weights(alpha)
+    return focal_sum(
+        logits, labels, gamma=exponent,
+        positive_weight=positive * weight, negative_weight=negative * weight, collected=collected,
+    )  # fmt: skip
 
 
-class EqualizedFocalLoss(nn.Module):
+def equalized_quality_focal_loss(
+    logits: Tensor,
+    labels: Tensor,
+    quality: Tensor,
+    *,
+    gamma: float,
+    scale: float,
+    gradient_ratio: Tensor,
+    collected: Tensor | None = None,
+) -> Tensor:
+    """Sum over anchors and classes of the Equalized Quality Focal Loss (official code of arXiv:2201.02593).
+
+    An entry of class j costs w_j |q - p|^gamma_j BCE(z, q), with gamma_j and w_j those of `equalized_focal_loss`, q the
+    quality at the class of a positive and 0 elsewhere. The gradient flows through |q - p| too. There is no alpha.
+
+    Args:
+        logits: (..., K), any float type; half types are computed in float32. Finite results for any finite logit.
+        labels: (...,) int64 in [0, K), or BACKGROUND, or IGNORE (contributes nothing).
+        quality: (...,) in [0, 1], the IoU of the decoded box with its object; a constant in backward. What it says of
+            rows that are not positive is not used.
+        gamma, scale, gradient_ratio, collected: see `equalized_focal_loss`.
+
+    Returns:
+        Scalar, float32 (float64 for float64 logits). Not normalized: divide by the number of positives.
+    """
+    exponent, weight = _factors(gamma, scale, gradient_ratio)
+    return focal_sum(
+        logits, labels, gamma=exponent,
+        positive_weight=weight, negative_weight=weight, quality=quality, collected=collected,
+    )  # fmt: skip
+
+
+def _factors(
+    gamma: float, scale: float, gradient_ratio: Tensor, use_focusing: bool = True, use_weighting: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Exponent and weight (K,) of each class (arXiv:2201.02593, eq. 4 and 5)."""
+    raised = gamma + scale * (1 - gradient_ratio.detach())
+    balanced = raised.new_full(raised.shape, gamma)
+    return raised if use_focusing else balanced, (raised if use_weighting else balanced) / gamma
+
+
+def _check_scale(gamma: float, scale: float) -> None:
+    if gamma == 0 or scale < 0:
+        raise ValueError(f"gamma is {gamma} and scale {scale}; expected gamma above 0 and scale at least 0")
+
+
+class EqualizedFocalLoss(GradientGuidedLoss):
     """Equalized Focal Loss over the levels of a feature pyramid, with the gradients it collects.
 
-    For every optimizer step: `begin_step()`; any number of passes of forward and backward; `after_backward(...)`.
-    The gradients of the logits are collected by a hook on each level that forward is given, with that level's own
-    labels: it needs no module path, no number or order of levels. Use each logits tensor for one call of forward.
+    See `equalized_focal_loss` for the formula, `GradientGuidedLoss` for the state and how a step goes.
 
     Args:
         num_classes: K.
-        alpha: weight of the positive class, in (0, 1); negatives get 1 - alpha.
+        alpha: weight of the positive class, in (0, 1); negatives get 1 - alpha. None: weight 1 for both.
         gamma: focusing exponent of a balanced class, above 0.
         scale: how much the exponent of a class without positive gradient is raised (8 in the paper's ResNet models).
+        use_focusing: False leaves the exponent of every class at gamma (an ablation of the paper).
+        use_weighting: False leaves the weight of every class at 1 (likewise).
         weight: factor of the whole loss, above 0.
-
-    Attributes:
-        positive_gradient, negative_gradient: (K,) float64, sums of |d loss / d logit| over all steps so far, of the
-            global loss: independent of the loss scale and of the number of ranks and passes. Saved in checkpoints.
     """
 
     def __init__(
-        self, num_classes: int, *, alpha: float = 0.25, gamma: float = 2.0, scale: float = 8.0, weight: float = 1.0
+        self,
+        num_classes: int,
+        *,
+        alpha: float | None = 0.25,
+        gamma: float = 2.0,
+        scale: float = 8.0,
+        use_focusing: bool = True,
+        use_weighting: bool = True,
+        weight: float = 1.0,
     ):
-        super().__init__()
-        check_options(alpha=alpha, gamma=gamma, weight=weight)
-        if gamma == 0 or scale < 0:
-            raise ValueError(f"gamma is {gamma} and scale {scale}; expected gamma above 0 and scale at least 0")
-        self.num_classes = num_classes
+        super().__init__(num_classes, weight=weight)
+        check_focal_options(alpha=alpha, gamma=gamma)
+        _check_scale(gamma, scale)
         self.alpha = alpha
         self.gamma = gamma
         self.scale = scale
-        self.weight = weight
-        self.register_buffer("positive_gradient", torch.zeros(num_classes, dtype=torch.float64))
-        self.register_buffer("negative_gradient", torch.zeros(num_classes, dtype=torch.float64))
-        # Row 0: of positives, row 1: of negatives; this rank's share of the step in work.
-        self.register_buffer("pending", torch.zeros(2, num_classes, dtype=torch.float64), persistent=False)
+        self.use_focusing = use_focusing
+        self.use_weighting = use_weighting
 
-    @property
-    def gradient_ratio(self) -> Tensor:
-        """(K,) float64 in [0, 1]: positive over negative gradient; 1 for every class until the first update."""
-        ratio = (self.positive_gradient / (self.negative_gradient + 1e-10)).clamp(0, 1)
-        updated = (self.positive_gradient + self.negative_gradient).sum() > 0
-        return torch.where(updated, ratio, 1.0)
+    def level_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Scalar sum of the Equalized Focal Loss over one level; its backward adds to `pending`."""
+        return equalized_focal_loss(
+            logits, labels,
+            alpha=self.alpha, gamma=self.gamma, scale=self.scale, gradient_ratio=self.gradient_ratio,
+            use_focusing=self.use_focusing, use_weighting=self.use_weighting, collected=self.pending,
+        )  # fmt: skip
 
-    def forward(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
-        """Scalar sum times `weight`. Not normalized.
 
-        Args:
-            logits: (N, R_l, K) per level.
-            labels: (N, R_l) int64 per level: class, BACKGROUND or IGNORE.
-        """
-        check_classes(logits, self.num_classes)
-        options = {"alpha": self.alpha, "gamma": self.gamma, "scale": self.scale, "gradient_ratio": self.gradient_ratio}
-        total = 0.0
-        for level_logits, level_labels in zip(logits, labels, strict=True):
-            if level_logits.requires_grad:
-                level_logits.register_hook(partial(self._collect, level_labels))
-            total = total + equalized_focal_loss(level_logits, level_labels, **options)
-        return self.weight * total
+class EqualizedQualityFocalLoss(GradientGuidedLoss):
+    """Equalized Quality Focal Loss over the levels of a feature pyramid, with the gradients it collects.
 
-    def begin_step(self) -> None:
-        """Forgets what an aborted step has left behind."""
-        self.pending.zero_()
+    See `equalized_quality_focal_loss` for the formula, `GradientGuidedLoss` for the state and how a step goes.
 
-    @torch.no_grad()
-    def after_backward(self, *, gradient_scale: float = 1.0, step_taken: bool = True) -> None:
-        """Updates the running sums: once per optimizer step, after its last backward, on every rank.
+    Args:
+        num_classes: K.
+        gamma: focusing exponent of a balanced class, above 0.
+        scale: how much the exponent of a class without positive gradient is raised (4 in the official models).
+        weight: factor of the whole loss, above 0.
+    """
 
-        A step that is not finite or not taken, on whichever rank, is dropped on all of them.
+    uses_quality = True
 
-        Args:
-            gradient_scale: factor of the gradients over those of the global loss: the loss scale of mixed precision,
-                times the number of ranks where their gradients are averaged.
-            step_taken: False if the optimizer step was skipped.
-        """
-        # NaN spreads through the sum over ranks: the one all-reduce also tells everyone to drop the step.
-        gradient = self.pending / gradient_scale if step_taken else torch.full_like(self.pending, torch.nan)
-        self.pending.zero_()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(gradient)
-        gradient = torch.where(gradient.isfinite().all(), gradient, 0.0)
-        self.positive_gradient += gradient[0]
-        self.negative_gradient += gradient[1]
+    def __init__(self, num_classes: int, *, gamma: float = 2.0, scale: float = 4.0, weight: float = 1.0):
+        super().__init__(num_classes, weight=weight)
+        check_focal_options(alpha=None, gamma=gamma)
+        _check_scale(gamma, scale)
+        self.gamma = gamma
+        self.scale = scale
 
-    @torch.no_grad()
-    def _collect(self, labels: Tensor, gradient: Tensor) -> None:
-        """Adds |gradient|, (N, R_l, K), to the pending sums. That of IGNORE rows is zero already."""
-        for g, y in row_chunks(gradient.flatten(0, -2), labels.flatten()):
-            size = g.to(computing_dtype(g)).abs()
-            k = y.clamp(min=0)
-            at_label = pick(size, k)
-            self.pending[0].index_add_(0, k, torch.where(y >= 0, at_label, 0.0).double())
-            # Left out before the sum: "all - positives" would cancel, a positive being 1e8 times a negative at first.
-            put(size, k, torch.where(y >= 0, 0.0, at_label))
-            self.pending[1] += size.sum(0)
+    def level_sum(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
+        """Scalar sum of the Equalized Quality Focal Loss over one level; its backward adds to `pending`."""
+        return equalized_quality_focal_loss(
+            logits, labels, quality,
+            gamma=self.gamma, scale=self.scale, gradient_ratio=self.gradient_ratio, collected=self.pending,
+        )  # fmt: skip

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from datasets.loader import Targets
 
-from ..model.boxes import decode, encode
+from ..model.boxes import decode, encode, intersection_over_union
 from ..model.retinanet import HeadOutputs
 from .matching import assign
 
@@ -25,6 +25,7 @@ class Criterion(nn.Module):
 
     Args:
         classification: called with (N, R_l, K) logits and (N, R_l) labels per level; returns a sum over all of them.
+            If it `uses_quality`, also with (N, R_l) per level: at positives, the IoU of the decoded box with its object.
         box: called with (P, 4) predictions and targets of the positives; returns a sum. Its `on_deltas` tells whether
             it compares deltas or decoded boxes.
         matcher: called with the anchors of the levels and the (G, 4) boxes of an image; returns (R,) object indices,
@@ -82,13 +83,19 @@ class Criterion(nn.Module):
             assignment: of the same N images.
             normalizer: number of positives in the whole step, over all ranks and passes, at least 1.
         """
-        labels = assignment.labels.split([level.shape[0] for level in anchors], dim=1)
         positive = assignment.labels >= 0
         deltas = torch.cat(outputs.deltas, dim=1)[positive].float()
         positive_anchors = torch.cat(list(anchors)).expand(len(positive), -1, -1)[positive]
+        boxes = decode(deltas, positive_anchors)
         if self.box.on_deltas:
             box = self.box(deltas, encode(assignment.boxes, positive_anchors))
         else:
-            box = self.box(decode(deltas, positive_anchors), assignment.boxes)
-        classification = self.classification(outputs.logits, list(labels))
+            box = self.box(boxes, assignment.boxes)
+        targets = [assignment.labels]
+        if self.classification.uses_quality:
+            quality = torch.zeros_like(assignment.labels, dtype=boxes.dtype)
+            quality[positive] = intersection_over_union(boxes.detach(), assignment.boxes)
+            targets.append(quality)
+        per_level = (target.split([level.shape[0] for level in anchors], dim=1) for target in targets)
+        classification = self.classification(outputs.logits, *per_level)
         return {"classification": classification / normalizer, "box": box / normalizer}

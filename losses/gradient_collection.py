@@ -1,0 +1,101 @@
+"""Losses that are driven by the gradients which each class has gathered so far."""
+
+import logging
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .dense import DenseLoss
+
+_log = logging.getLogger(__name__)
+
+CHECKED_STEP = 200  # the step after which the state is looked at, once: it costs a synchronization with the device
+
+
+class GradientGuidedLoss(DenseLoss):
+    """A dense loss that collects the positive and negative gradient of each class and is steered by their ratio.
+
+    Gradients are those that the loss sends to the logits of each level, exactly what autograd hands to the layer that
+    made them, but before they are rounded to the type of the logits. `level_sum` passes `pending` to `focal_sum`, whose
+    backward adds to it. That needs no module path and no number or order of levels or anchors, and is not misled by
+    activation checkpointing. For every optimizer step: `begin_step()`; any number of passes of forward and backward;
+    `after_backward(...)`.
+
+    Args:
+        num_classes: K.
+        weight: factor of the whole loss, above 0.
+
+    Attributes:
+        positive_gradient, negative_gradient: (K,) float64, sums of |d loss / d logit| over all steps so far, of the
+            global loss: independent of the loss scale and of the number of ranks and passes. Saved in checkpoints.
+        pending: (2, K) float64, this rank's share of the step in work; row 0: of positives, row 1: of negatives.
+    """
+
+    def __init__(self, num_classes: int, *, weight: float):
+        super().__init__(num_classes, weight=weight)
+        self.register_buffer("positive_gradient", torch.zeros(num_classes, dtype=torch.float64))
+        self.register_buffer("negative_gradient", torch.zeros(num_classes, dtype=torch.float64))
+        self.register_buffer("pending", torch.zeros(2, num_classes, dtype=torch.float64), persistent=False)
+        self._passes = self._steps = 0  # in this process; for the warning alone
+
+    @property
+    def gradient_ratio(self) -> Tensor:
+        """(K,) float64 in [0, 1]: positive over negative gradient; 1 for every class until the first update."""
+        ratio = (self.positive_gradient / (self.negative_gradient + 1e-10)).clamp(0, 1)
+        return torch.where(self._updated(), ratio, 1.0)
+
+    def forward(self, logits, *targets):
+        """See DenseLoss. Use it in training mode for training alone."""
+        if torch.is_grad_enabled():
+            self._passes += 1
+            if self._passes == CHECKED_STEP and self._steps == 0:
+                self._warn("after_backward() was never called")
+        return super().forward(logits, *targets)
+
+    def begin_step(self) -> None:
+        """Forgets what an aborted step has left behind."""
+        self.pending.zero_()
+
+    @torch.no_grad()
+    def after_backward(self, *, gradient_scale: float = 1.0, step_taken: bool = True) -> None:
+        """Updates the running sums: once per optimizer step, after its last backward, on every rank.
+
+        A step that is not finite or not taken, on whichever rank, is dropped on all of them.
+
+        Args:
+            gradient_scale: factor of the gradients over those of the global loss: the loss scale of mixed precision,
+                times the number of ranks where their gradients are averaged.
+            step_taken: False if the optimizer step was skipped.
+        """
+        # NaN spreads through the sum over ranks: the one all-reduce also tells everyone to drop the step.
+        gradient = self.pending / gradient_scale if step_taken else torch.full_like(self.pending, torch.nan)
+        self.pending.zero_()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(gradient)
+        gradient = torch.where(gradient.isfinite().all(), gradient, 0.0)
+        self.positive_gradient += gradient[0]
+        self.negative_gradient += gradient[1]
+        self._steps += 1
+        if self._steps == CHECKED_STEP:
+            self._check()
+
+    def _updated(self) -> Tensor:
+        return (self.positive_gradient + self.negative_gradient).sum() > 0
+
+    def _check(self) -> None:
+        if not self._updated():
+            self._warn(
+                f"no gradient has arrived in {CHECKED_STEP} steps; are the logits detached, was after_backward() called "
+                "before backward(), or was every step skipped?"
+            )
+        elif (self.gradient_ratio >= 1).all():
+            self._warn(
+                f"the gradient ratio of every class is still 1 after {CHECKED_STEP} steps: positives outweigh negatives "
+                "everywhere. The prior of the scores, or the number of anchors per positive, is too small for negatives "
+                "to matter"
+            )
+
+    def _warn(self, what: str) -> None:
+        if not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
+            _log.warning("%s: %s. Until that changes no class is treated differently", type(self).__name__, what)
