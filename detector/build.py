@@ -29,7 +29,6 @@ from .model.fpn import FPN
 from .model.head import RetinaHead
 from .model.postprocess import Postprocess
 from .model.retinanet import RetinaNet
-from .pretrained import load_detector
 from .training.criterion import Criterion
 from .training.engine import Run
 from .training.matching import MATCHERS
@@ -105,12 +104,12 @@ def build_criterion(config: c.Config, num_classes: int) -> Criterion:
 
 
 def build_run(config: c.Config, classes: Classes, process: Process) -> Run:
-    """A run at step 0: network, criterion, optimizer, and what mixed precision and averaging need."""
+    """A run at step 0: network, criterion, optimizer, and what mixed precision and averaging need.
+
+    The weights of `init_from` are not in it yet: see `pretrained.start_from`.
+    """
     _check_norm(config, process)
-    network = build_network(config.model, len(classes.ids))
-    if config.model.weights:
-        load_detector(network, config.model.weights, classes)
-    network.to(process.device)
+    network = build_network(config.model, len(classes.ids), pretrained=not config.init_from).to(process.device)
     options, decay = config.optimizer, config.train.ema_decay
     return Run(
         network,
@@ -128,7 +127,7 @@ def _check_norm(config: c.Config, process: Process) -> None:
     backbone = config.model.backbone
     if backbone.norm == "sync_bn" and process.device.type == "cpu":
         raise ConfigError("model.backbone.norm: sync_bn works on GPUs only; on a CPU use bn, gn or frozen_bn")
-    if backbone.norm == "frozen_bn" and not (backbone.weights or config.model.weights):
+    if backbone.norm == "frozen_bn" and not (backbone.weights or config.init_from):
         raise ConfigError(
             "model.backbone: norm frozen_bn keeps the statistics of pretrained weights, and there are none; set "
             "model.backbone.weights to a torchvision weight name or a path, or norm to bn or gn"

@@ -116,6 +116,7 @@ class Head(Section):
     width: Positive = 256
     norm: Literal["none", "gn"] = "none"
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01  # score of every class at the start
+    recompute: bool = False  # compute the towers anew in backward: less memory, more time
 
 
 class Anchors(Section):
@@ -127,7 +128,6 @@ class Anchors(Section):
 
 
 class Model(Section):
-    weights: str | None = None  # start from this detector: a Longshot checkpoint or a torchvision RetinaNet state dict
     backbone: Backbone = Backbone()
     fpn: Fpn = Fpn()
     head: Head = Head()
@@ -175,6 +175,7 @@ class Train(Section):
     batch_size: Positive = 16  # images per optimizer step, over all processes and passes
     images_per_pass: Positive | None = None  # what one device holds at once; none: batch_size / processes
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False  # torch.compile the network: faster steps after minutes of compiling
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     log_every: Positive = 20  # steps
     checkpoint_every: AboveZero = 1  # in schedule.unit
@@ -198,6 +199,7 @@ class Evaluation(Section):
 
 class Config(Section):
     output: str | None = None  # the run folder; none: runs/<name of the configuration file>
+    init_from: str | None = None  # a new run's weights: a Longshot checkpoint or a torchvision RetinaNet state dict
     seed: Annotated[int, Field(ge=0)] = 0
     deterministic: bool = False  # torch.use_deterministic_algorithms
     device: Literal["auto", "cpu", "cuda"] = "auto"

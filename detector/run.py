@@ -1,6 +1,9 @@
 """A whole training run, from a configuration to the table at the end."""
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import torch
 from . import run_folder
 from .build import (
     Data,
+    Schedule,
     build_data,
     build_evaluation,
     build_pictures,
@@ -20,6 +24,7 @@ from .build import (
 from .config import Config
 from .distributed import Process, from_rank_zero, on_rank_zero, share_buffers
 from .evaluation.predict import Evaluation
+from .pretrained import start_from
 from .training.engine import Run, train
 from .training.run_log import RunLog
 
@@ -43,16 +48,30 @@ def run_training(config: Config, process: Process, resume: str | None = None) ->
     per_pass = images_per_pass(config, process)
     evaluation = build_evaluation(config, data.val, data.classes, process)
     run = build_run(config, data.classes, process)
-    warnings = run_folder.restore(run, state, data, config) if state else []
+    if state:
+        notes = run_folder.restore(run, state, data, config)
+    else:
+        notes = [start_from(run, config.init_from, data.classes)] if config.init_from else []
     del state  # a copy of all weights, gone before training needs the memory
     if process.rank == 0:
-        warnings += run_folder.discard_future(folder, run.step)
+        notes += run_folder.discard_future(folder, run.step)
     log = RunLog(
         folder, step=run.step, frequencies=data.classes.frequencies,
         log_every=config.train.log_every, enabled=process.rank == 0,
     )  # fmt: skip
-    warnings += [*evaluation.caveats(), *_caveats(config, per_pass, process)]
-    run_folder.introduce(log, config, data, run, schedule.total_steps, warnings)
+    notes += [f"warning: {caveat}" for caveat in (*evaluation.caveats(), *_caveats(config, per_pass, process))]
+    with _warnings_in(log):
+        run_folder.introduce(log, config, data, run, schedule.total_steps, notes)
+        _train(run, config, data, schedule, per_pass, evaluation, process, log)
+        run_folder.conclude(log)
+    log.close()
+
+
+def _train(
+    run: Run, config: Config, data: Data, schedule: Schedule, images_per_pass: int, evaluation: Evaluation,
+    process: Process, log: RunLog,
+) -> None:  # fmt: skip
+    """Train to the end, with the evaluations on the way, among them one that was missed when the run was stopped."""
     save = partial(run_folder.save, run, data, config, process)
     evaluate = partial(_evaluate, run, evaluation, log, data, config)
     every = schedule.evaluate_every
@@ -64,11 +83,34 @@ def run_training(config: Config, process: Process, resume: str | None = None) ->
     train(
         run, batches, process,
         total_steps=schedule.total_steps, learning_rate=schedule.learning_rate,
-        images_per_pass=per_pass, precision=config.train.precision, clip_norm=config.optimizer.clip_norm,
-        log=log, save=save, evaluate=evaluate, save_every=schedule.save_every, evaluate_every=every,
+        images_per_pass=images_per_pass, precision=config.train.precision, clip_norm=config.optimizer.clip_norm,
+        compiled=config.train.compile, log=log, save=save, evaluate=evaluate, save_every=schedule.save_every, evaluate_every=every,
     )  # fmt: skip
-    run_folder.conclude(log)
-    log.close()
+
+
+class _Teller(logging.Handler):
+    """Says warnings in the log of a run."""
+
+    def __init__(self, log: RunLog):
+        super().__init__(logging.WARNING)
+        self.log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.log.say(f"warning: {record.getMessage()}")
+
+
+@contextmanager
+def _warnings_in(log: RunLog) -> Iterator[None]:
+    """Say in the run's log what our packages warn of through Python's logging while the block runs."""
+    handler = _Teller(log)
+    loggers = [logging.getLogger(package) for package in ("datasets", "detector", "losses")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
 
 
 def _set_seed(config: Config) -> None:
@@ -85,6 +127,7 @@ def _evaluate(run: Run, evaluation: Evaluation, log: RunLog, data: Data, config:
     result = evaluation.run(run.evaluated_network)
     if result is not None:
         run_folder.record(log, run.step, result, config.eval.best_metric)
+        run_folder.tell_gradient_ratio(log, run.criterion.classification)
         if config.eval.pictures:
             run_folder.show(log, run.step, build_pictures(config, data, run.evaluated_network))
 

@@ -7,6 +7,9 @@ from textwrap import shorten
 import numpy as np
 import yaml
 from PIL import Image
+from torch import nn
+
+from losses import GradientGuidedLoss
 
 from .build import Data
 from .checkpoint import (
@@ -53,16 +56,16 @@ def state_to_resume(folder: Path, resume: str | None) -> dict | None:
 
 
 def restore(run: Run, state: dict, data: Data, config: Config) -> list[str]:
-    """Put a checkpoint's state into `run`; returns a warning for each option that has changed."""
+    """Put a checkpoint's state into `run`; returns a line for each option that has changed."""
     if state.get("format") != _FORMAT:
         raise CheckpointError(
             f"--resume: found format {state.get('format')!r}, expected {_FORMAT!r}: not a checkpoint of a training run. "
-            "To start from a detector's weights, set model.weights"
+            "To start from a detector's weights, set init_from"
         )
     theirs = state["classes"]
     data.classes.check_same(theirs["ids"], theirs["names"], here="the training set", there="the checkpoint to resume")
     changes = differences(state["config"], config.model_dump(mode="json"))
-    another = "--resume: the checkpoint is of another model, loss or optimizer"
+    another = "--resume: the checkpoint is of another model, loss or optimizer (init_from takes the weights alone)"
     if state["config"]["optimizer"]["name"] != config.optimizer.name:
         raise CheckpointError(f"{another}: {'; '.join(c for c in changes if c.startswith('optimizer.'))}")
     try:
@@ -70,13 +73,13 @@ def restore(run: Run, state: dict, data: Data, config: Config) -> list[str]:
     except (RuntimeError, ValueError, KeyError) as error:
         told = [c for c in changes if c.startswith(("model.", "loss.", "optimizer."))]
         raise CheckpointError(f"{another}: {'; '.join([*told, shorten(str(error), 300)])}") from error
-    return [f"resumed with a changed configuration: {change}" for change in changes]
+    return [f"warning: resumed with a changed configuration: {change}" for change in changes]
 
 
 def discard_future(folder: Path, step: int) -> list[str]:
     """Delete the checkpoints of steps after `step`, the best among them; returns a line for each."""
     later = discard_later(folder / "checkpoints", step)
-    return [f"removed {path}, since the run goes on from step {step}" for path in later]
+    return [f"warning: removed {path}, since the run goes on from step {step}" for path in later]
 
 
 def save(run: Run, data: Data, config: Config, process: Process) -> None:
@@ -98,16 +101,16 @@ def _content(run: Run, data: Data, config: Config) -> dict:
     }
 
 
-def introduce(log: RunLog, config: Config, data: Data, run: Run, total_steps: int, warnings: list[str]) -> None:
-    """Write down what is about to be trained, on what, with what."""
+def introduce(log: RunLog, config: Config, data: Data, run: Run, total_steps: int, notes: list[str]) -> None:
+    """Write down what is about to be trained, on what, with what, and the lines of `notes`."""
     if not log.enabled:
         return
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     (log.folder / "config.yaml").write_text(resolved, encoding="utf-8")
     _append(log.folder / "environment.json", {"step": run.step, **environment(run.network.device)})
     log.say(resolved)
-    for warning in warnings:
-        log.say(f"warning: {warning}")
+    for note in notes:
+        log.say(note)
     log.say(describe(data))
     parameters = sum(p.numel() for p in run.network.parameters() if p.requires_grad)
     log.say(
@@ -131,6 +134,15 @@ def record(log: RunLog, step: int, result: dict, best_metric: str) -> None:
         mark_best(checkpoint)
     # Last: a resumed run evaluates this step again unless it finds the record.
     log.evaluation(step, {key: value for key, value in result.items() if isinstance(value, float | None)})
+
+
+def tell_gradient_ratio(log: RunLog, classification: nn.Module) -> None:
+    """Write down how a loss like EFL tells the classes apart: median (min..max) of its gradient ratio g per group."""
+    if isinstance(classification, GradientGuidedLoss):
+        ratio = classification.gradient_ratio.cpu().numpy()
+        of_groups = {group: ratio[classes] for group, classes in log.groups.items()}
+        told = [f"{group} {np.median(g):.2f} ({g.min():.2f}..{g.max():.2f})" for group, g in of_groups.items()]
+        log.say(f"gradient ratio g: {', '.join(told)}")
 
 
 def show(log: RunLog, step: int, picture: np.ndarray) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .norms import group_norm
 
@@ -39,6 +40,8 @@ class RetinaHead(nn.Module):
         norm: "gn" puts GroupNorm (32 groups, fewer under 64 channels) after each convolution of the towers.
         prior: score of every class before training. Nearly all anchors are background, and at 0.5 their loss would
             swamp the first steps.
+        recompute: backward computes the towers' activations anew (Chen et al. 2016, arXiv:1604.06174): slower, but only
+            the pyramid and the outputs are kept.
     """
 
     def __init__(
@@ -51,9 +54,11 @@ class RetinaHead(nn.Module):
         width: int = 256,
         norm: Literal["none", "gn"] = "none",
         prior: float = 0.01,
+        recompute: bool = False,
     ):
         super().__init__()
         self.num_classes = num_classes
+        self.recompute = recompute
         self.class_tower = _tower(channels, width, num_convs, norm)
         self.box_tower = _tower(channels, width, num_convs, norm)
         features = width if num_convs else channels
@@ -68,10 +73,16 @@ class RetinaHead(nn.Module):
 
     def forward(self, pyramid: Sequence[Tensor]) -> HeadOutputs:
         """Pyramid levels (N, channels, H_l, W_l) -> logits and deltas of their R_l = H_l * W_l * A anchors."""
-        return HeadOutputs(
-            logits=[flatten_level(self.logits(self.class_tower(level)), self.num_classes) for level in pyramid],
-            deltas=[flatten_level(self.deltas(self.box_tower(level)), 4) for level in pyramid],
-        )
+        if self.recompute:
+            levels = [checkpoint(self._level, level, use_reentrant=False) for level in pyramid]
+        else:
+            levels = [self._level(level) for level in pyramid]
+        logits, deltas = zip(*levels, strict=True)
+        return HeadOutputs(list(logits), list(deltas))
+
+    def _level(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        logits = flatten_level(self.logits(self.class_tower(features)), self.num_classes)
+        return logits, flatten_level(self.deltas(self.box_tower(features)), 4)
 
 
 def _tower(channels: int, width: int, num_convs: int, norm: str) -> nn.Sequential:

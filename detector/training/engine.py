@@ -84,6 +84,7 @@ def train(
     images_per_pass: int,
     precision: Literal["fp32", "bf16", "fp16"],
     clip_norm: float | None,
+    compiled: bool,
     log: RunLog,
     save: Callable[[], None],
     evaluate: Callable[[], None],
@@ -101,6 +102,7 @@ def train(
         images_per_pass: images of one forward and backward pass; divides the images of a batch.
         precision: of the network; fp16 scales its gradients. Losses are computed in float32.
         clip_norm: largest L2 norm of the whole gradient; None leaves it as it is.
+        compiled: run the network through torch.compile.
         save, evaluate: called by every process, after the step is counted; both may look at `run`.
         save_every, evaluate_every: steps; evaluate_every None: only at the end.
 
@@ -108,6 +110,8 @@ def train(
         FloatingPointError: on all processes, before the weights change, if a loss or gradient is not finite.
     """
     model = parallel(run.network, process)
+    if compiled:
+        model = torch.compile(model)
     run.network.train()
     for batch in log.progress(batches, first=run.step, total=total_steps):
         rate = learning_rate(run.step)

@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from datasets.loader import Batch
+from losses import GradientGuidedLoss
 
 from ..progress import progress_bar
 
@@ -85,7 +86,7 @@ class RunLog:
             "memory_gb": _peak_memory_gb(),
         }
         self.timed_steps, self.data_seconds, self.step_seconds = 0, 0.0, 0.0
-        if hasattr(classification, "gradient_ratio"):
+        if isinstance(classification, GradientGuidedLoss):
             numbers |= self.by_group("gradient_ratio", classification.gradient_ratio.cpu().numpy())
         self._record(step, "train", numbers)
         self.bar.set_postfix_str(

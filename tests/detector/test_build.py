@@ -20,6 +20,7 @@ from detector.checkpoint import save_checkpoint
 from detector.classes import Classes
 from detector.config import parse_config
 from detector.distributed import Process
+from detector.pretrained import start_from
 from detector.training.matching import ATSSMatcher, IoUMatcher
 from detector.yaml_files import ConfigError
 from losses import EqualizedFocalLoss, FocalLoss
@@ -245,60 +246,80 @@ def same_weights(ours, theirs):
 @pytest.fixture
 def checkpoint(make_config, cpu, tmp_path):
     """The path of a checkpoint of CLASSES whose average differs from its weights, and the average."""
-    run = build_run(make_config(differences={"train": {"ema_decay": 0.9}}), CLASSES, cpu)
+    config = make_config(differences={"train": {"ema_decay": 0.9}})
+    run = build_run(config, CLASSES, cpu)
     torch.nn.init.ones_(run.ema.module.head.deltas.weight)
     path = tmp_path / "start.pt"
-    save_checkpoint(path, {"classes": CLASSES._asdict(), **run.state_dict()})
+    save_checkpoint(
+        path, {"config": config.model_dump(mode="json"), "classes": CLASSES._asdict(), **run.state_dict(), "step": 7}
+    )
     return path, run.ema.module.state_dict()
 
 
 def test_a_run_starts_from_the_averaged_weights_of_a_checkpoint(make_config, cpu, checkpoint):
     path, averaged = checkpoint
-    run = build_run(make_config(differences={"model": {"weights": str(path)}, "seed": 9}), CLASSES, cpu)
+    run = build_run(make_config(differences={"seed": 9, "train": {"ema_decay": 0.5}}), CLASSES, cpu)
+    told = start_from(run, path, CLASSES)
     assert same_weights(run.network.state_dict(), averaged)
+    assert same_weights(run.evaluated_network.state_dict(), averaged)
     assert run.step == 0
+    assert told == (
+        f"init_from {path}: averaged weights of step 7 of a run with equalized_focal; its loss state "
+        "(positive_gradient, negative_gradient) is dropped, the loss of this run starts anew"
+    )
+
+
+def test_the_weights_of_a_trunk_are_not_read_if_those_of_a_detector_follow(make_config, cpu):
+    trunk = {"model": {"backbone": {"weights": "/nowhere/trunk.pt"}}}
+    with pytest.raises(ConfigError, match=r"/nowhere/trunk\.pt"):
+        build_run(make_config(differences=trunk), CLASSES, cpu)
+    build_run(make_config(differences={**trunk, "init_from": "start.pt"}), CLASSES, cpu)
 
 
 def test_a_checkpoint_of_other_classes_or_another_model_is_refused(make_config, cpu, checkpoint):
     path, _ = checkpoint
-    config = make_config(differences={"model": {"weights": str(path)}})
-    with pytest.raises(ConfigError, match=r"id 12: 'sun' here, 'yellow disc' there"):
-        build_run(config, CLASSES._replace(names=["red square", "green ring", "sun", "blue bar"]), cpu)
-    wider = make_config(differences={"model": {"weights": str(path), "fpn": {"channels": 24}}})
+    other = CLASSES._replace(names=["red square", "green ring", "sun", "blue bar"])
+    with pytest.raises(ConfigError, match=r"init_from .*start.pt.* id 12: 'sun' here, 'yellow disc' there"):
+        start_from(build_run(make_config(), other, cpu), path, other)
+    wider = build_run(make_config(differences={"model": {"fpn": {"channels": 24}}}), CLASSES, cpu)
     with pytest.raises(
-        ConfigError, match=r"model.weights: .*start.pt does not fit the model of this configuration"
-    ) as e:
-        build_run(wider, CLASSES, cpu)
-    assert len(str(e.value)) < 1000
+        ConfigError, match=r"init_from: .*start.pt does not fit the model of this configuration"
+    ) as error:
+        start_from(wider, path, CLASSES)
+    assert len(str(error.value)) < 1000
 
 
 def test_a_file_that_is_no_detector_is_refused(make_config, cpu, tmp_path):
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "resnet.pt")
-    config = make_config(differences={"model": {"weights": str(tmp_path / "resnet.pt")}})
-    with pytest.raises(ConfigError, match=r"model.weights: .*resnet.pt: not a state dict of torchvision's RetinaNet"):
-        build_run(config, CLASSES, cpu)
+    with pytest.raises(ConfigError, match=r"init_from: .*resnet.pt: not a state dict of torchvision's RetinaNet"):
+        start_from(build_run(make_config(), CLASSES, cpu), tmp_path / "resnet.pt", CLASSES)
 
 
 def test_a_run_starts_from_torchvisions_retinanet(make_config, cpu, tmp_path):
     # 30 million weights: some seconds.
     torchvisions = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
-    torch.save(torchvisions.state_dict(), tmp_path / "retinanet.pth")
+    path = tmp_path / "retinanet.pth"
+    torch.save(torchvisions.state_dict(), path)
     model = {
-        "weights": str(tmp_path / "retinanet.pth"),
         "backbone": {"name": "resnet50", "norm": "frozen_bn"},
         "fpn": {"channels": 256, "levels": 5, "p6_from": "p5"},
         "head": {"num_convs": 4, "width": 256, "norm": "none"},
         "anchors": {"ratios": [0.5, 1.0, 2.0], "scales": [1.0, 1.26, 1.59], "style": "torchvision", "offset": 0.0},
     }
+    config = make_config(differences={"init_from": str(path), "model": model})
     animals = Classes([1, 2], ["zebra", "cat"], ["f", "f"], [3, 3])
-    run = build_run(make_config(differences={"model": model}), animals, cpu)
+    run = build_run(config, animals, cpu)
+    told = start_from(run, path, animals)
+    assert told == f"init_from {path}: weights of torchvision's RetinaNet, the class head included"
     theirs = torchvisions.state_dict()
     assert torch.equal(run.network.backbone.layer4[0].conv2.weight, theirs["backbone.body.layer4.0.conv2.weight"])
     rows = theirs["head.classification_head.cls_logits.weight"].view(9, 91, 256, 3, 3)[:, [24, 17]]  # COCO's ids
     assert torch.equal(run.network.head.logits.weight, rows.flatten(0, 1))
-    run = build_run(make_config(differences={"model": model}), CLASSES, cpu)
-    assert run.network.head.logits.bias.unique().numel() == 1  # as a head starts: COCO knows no blue bar
+    run = build_run(config, CLASSES, cpu)
+    assert "the class head starts anew, since COCO has no class called 'red square'" in start_from(run, path, CLASSES)
+    assert run.network.head.logits.bias.unique().numel() == 1  # as a head starts
     assert torch.equal(run.network.head.deltas.weight, theirs["head.regression_head.bbox_reg.weight"])
     model["anchors"]["offset"] = 0.5
+    run = build_run(make_config(differences={"init_from": str(path), "model": model}), CLASSES, cpu)
     with pytest.raises(ConfigError, match="was trained with torchvision's anchors"):
-        build_run(make_config(differences={"model": model}), CLASSES, cpu)
+        start_from(run, path, CLASSES)

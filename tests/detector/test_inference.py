@@ -100,7 +100,7 @@ def test_the_averaged_weights_are_used_if_there_are_any(learned, tmp_path):
 def test_a_model_needs_none_of_the_files_of_its_training(learned, tmp_path):
     state = load_checkpoint(learned / "checkpoints" / "best.pt")
     state["config"]["model"]["backbone"]["weights"] = "/nowhere/trunk.pt"
-    state["config"]["model"]["weights"] = "/nowhere/detector.pt"
+    state["config"]["init_from"] = "/nowhere/detector.pt"
     state["config"]["data"]["train"] = {"annotations": "/nowhere/train.json", "images": "/nowhere"}
     save_checkpoint(tmp_path / "a.pt", state)
     assert not load_model(tmp_path / "a.pt").network.training

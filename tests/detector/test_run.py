@@ -1,10 +1,13 @@
 """Whole runs, killed runs, resumed runs."""
 
 import json
+import logging
+import re
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -12,13 +15,14 @@ import torch
 import yaml
 
 from detector import run_folder
-from detector.checkpoint import CheckpointError, load_checkpoint, saved_steps, step_path
+from detector.checkpoint import CheckpointError, load_checkpoint, network_weights, saved_steps, step_path
 from detector.config import parse_config
 from detector.evaluation.predict import Evaluation
 from detector.run import run_training
 from detector.training import engine
 from detector.training.run_log import RunLog
 from detector.yaml_files import ConfigError
+from losses import EqualizedFocalLoss
 
 ROOT = Path(__file__).parents[2]
 MEASURED = ("data_seconds", "step_seconds", "memory_gb")
@@ -132,15 +136,63 @@ def test_a_run_leaves_everything_in_its_folder(learned):
     assert [p.name for p in (learned / "pictures").iterdir()] == ["step_00000300.png"]
     config = yaml.safe_load((learned / "config.yaml").read_text())
     assert config["optimizer"]["lr"] == 0.004
-    assert config["loss"]["classification"] == {
-        "name": "equalized_focal", "alpha": 0.25, "gamma": 2.0, "scale": 8.0, "weight": 1.0
-    }  # fmt: skip
+    assert config["loss"]["classification"]["name"] == "equalized_focal"
+    assert config["loss"]["classification"]["gamma"] == 2.0
     assert parse_config(config).output == str(learned)
     assert json.loads((learned / "environment.json").read_text())[0]["torch"] == torch.__version__
     kinds = [(r["step"], r["kind"]) for r in records(learned)]
     assert kinds == [(s, "train") for s in (50, 100, 150, 200, 250, 300)] + [(300, "evaluation")]
     result = json.loads((learned / "metrics.json").read_text())
     assert (result["step"], result["AP"]) == (300, records(learned)[-1]["AP"])
+
+
+def test_the_gradient_ratio_is_told_at_every_evaluation(make_config, cpu, tmp_path, uninterrupted):
+    run_training(make_config(tmp_path, {"eval": {"every": 3}}), cpu)
+    log = (tmp_path / "log.txt").read_text()
+    assert re.findall(r" step (\d): AP .*\n.* gradient ratio g: r \d", log) == ["3", "6"]
+    assert log.count("gradient ratio") == 2
+    assert "gradient ratio" not in (uninterrupted("focal") / "log.txt").read_text()
+
+
+def test_the_gradient_ratio_is_told_by_median_and_extremes_of_each_group(tmp_path):
+    loss = EqualizedFocalLoss(6)
+    loss.positive_gradient += torch.tensor([0.02, 9.0, 5.0, 1.0, 9.6, 3.5])
+    loss.negative_gradient += torch.tensor([2.0, 10.0, 10.0, 0.5, 10.0, 10.0])
+    log = RunLog(tmp_path, step=0, frequencies=list("rffffc"), log_every=1, enabled=True)
+    run_folder.tell_gradient_ratio(log, loss)
+    log.close()
+    told = "gradient ratio g: r 0.01 (0.01..0.01), c 0.35 (0.35..0.35), f 0.93 (0.50..1.00)\n"  # of 0.5, 0.9, 0.96, 1
+    assert (tmp_path / "log.txt").read_text().endswith(told)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_warning_of_our_packages_is_said_once_in_terminal_and_log(
+    make_config, cpu, tmp_path, monkeypatch, capsys, fails
+):
+    optimize, loggers = engine.optimize, [logging.getLogger(name) for name in ("datasets", "detector", "losses")]
+
+    def warning(run, *args, **options):
+        if run.step == 1:
+            logging.getLogger("losses.any").warning("%d classes look odd", 3)
+            logging.getLogger("losses.any").info("nothing to see")
+            logging.getLogger("somebody.else").warning("not ours")
+        if run.step == 2 and fails:
+            raise FloatingPointError
+        return optimize(run, *args, **options)
+
+    monkeypatch.setattr(engine, "optimize", warning)
+    monkeypatch.setattr(logging.getLogger("losses.any"), "level", logging.INFO)
+    before = [list(logger.handlers) for logger in loggers]
+    try:
+        run_training(make_config(tmp_path, {"schedule": {"length": 3}}), cpu)
+    except FloatingPointError:
+        assert fails
+    written, log = capsys.readouterr(), (tmp_path / "log.txt").read_text()
+    assert written.out.count("warning: 3 classes look odd\n") == log.count("warning: 3 classes look odd\n") == 1
+    assert "look odd" not in written.err
+    assert "nothing to see" not in log
+    assert "not ours" not in log
+    assert [logger.handlers for logger in loggers] == before
 
 
 def test_the_log_ends_with_table_picture_and_where_to_look(learned):
@@ -330,6 +382,63 @@ def test_a_run_that_turns_out_to_be_long_enough_is_evaluated(make_config, cpu, t
     assert [(r["step"], r["kind"]) for r in records(tmp_path)][-1] == (4, "evaluation")
 
 
+# ----------------------------------------------------------------------------------- starting from a run with another loss
+
+# The old run, the loss of the new one, what the log says was taken.
+CHANGES_OF_LOSS = [
+    (
+        "efl-ema", "focal",
+        "averaged weights of step 6 of a run with equalized_focal; its loss state (positive_gradient, negative_gradient) "
+        "is dropped, the loss of this run starts anew",
+    ),
+    (
+        "efl-fp16-bn-worker", "equalized_focal",
+        "weights of step 6 of a run with equalized_focal; its loss state (positive_gradient, negative_gradient) is "
+        "dropped, the loss of this run starts anew",
+    ),
+    ("focal", "equalized_focal", "weights of step 6 of a run with focal"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "told"), CHANGES_OF_LOSS)
+def test_a_run_starts_from_the_weights_of_a_run_with_another_loss(
+    make_config, cpu, tmp_path, uninterrupted, monkeypatch, capsys, old, new, told
+):
+    checkpoint = step_path(uninterrupted(old) / "checkpoints", 6)
+    at_start, optimize = {}, engine.optimize
+
+    def watched(run, *args, **options):
+        if run.step == 0:
+            at_start.update(deepcopy(run.state_dict()))
+        return optimize(run, *args, **options)
+
+    monkeypatch.setattr(engine, "optimize", watched)
+    differences = {"init_from": str(checkpoint), "seed": 5, "loss": {"classification": {"name": new}}}
+    capsys.readouterr()
+    run_training(make_config(tmp_path, {"model": VARIANTS[old].get("model", {}), **differences}), cpu)
+    assert_same(dict(at_start["model"]), dict(network_weights(load_checkpoint(checkpoint))))
+    assert not any(sums.any() for sums in at_start["criterion"].values())
+    line = f"init_from {checkpoint}: {told}\n"
+    assert capsys.readouterr().out.count(line) == 1
+    assert (tmp_path / "log.txt").read_text().count(line) == 1
+    assert [record["step"] for record in records(tmp_path)] == [1, 2, 3, 4, 5, 6, 6]
+    sums = newest(tmp_path)["criterion"].values()
+    assert len(sums) == (2 if new == "equalized_focal" else 0)
+    assert all((s > 0).all() for s in sums)
+
+
+def test_such_a_run_is_resumed_without_the_file_that_it_started_from(make_config, cpu, tmp_path, uninterrupted):
+    start = tmp_path / "start.pt"
+    start.write_bytes(step_path(uninterrupted("focal") / "checkpoints", 6).read_bytes())
+    differences = {**VARIANTS["efl-ema"], "init_from": str(start)}
+    run_training(make_config(tmp_path / "whole", differences), cpu)
+    with killed_at(engine, "optimize", call=4):
+        run_training(make_config(tmp_path / "killed", differences), cpu)
+    start.unlink()
+    run_training(make_config(tmp_path / "killed", differences), cpu, resume="auto")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
 # ------------------------------------------------------------------------------------------------- the best of evaluations
 
 
@@ -397,7 +506,8 @@ def test_a_changed_configuration_is_told(make_config, cpu, tmp_path):
 )
 def test_a_checkpoint_of_another_model_is_a_clear_error(make_config, cpu, tmp_path, learned_little, differences, told):
     with pytest.raises(
-        CheckpointError, match=rf"--resume: the checkpoint is of another model, loss or optimizer: .*{told}"
+        CheckpointError,
+        match=rf"--resume: the checkpoint is of another model, loss or optimizer \(init_from takes the weights alone\): .*{told}",
     ) as error:
         run_training(make_config(tmp_path, differences), cpu, resume=str(learned_little))
     assert len(str(error.value)) < 1000
@@ -406,7 +516,7 @@ def test_a_checkpoint_of_another_model_is_a_clear_error(make_config, cpu, tmp_pa
 
 def test_a_checkpoint_of_another_optimizer_is_refused_though_torch_would_take_it(make_config, cpu, tmp_path):
     run_training(make_config(tmp_path, {"schedule": {"length": 2}, "optimizer": {"name": "adamw"}}), cpu)
-    with pytest.raises(CheckpointError, match=r"another model, loss or optimizer: optimizer.name: adamw -> sgd"):
+    with pytest.raises(CheckpointError, match=r"another model, loss or optimizer .*: optimizer.name: adamw -> sgd"):
         run_training(make_config(tmp_path), cpu, resume="auto")
 
 
@@ -432,7 +542,7 @@ def test_a_checkpoint_with_other_classes_names_them(make_config, cpu, tmp_path, 
 
 def test_a_file_that_is_no_checkpoint_of_a_run_is_told(make_config, cpu, tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "weights.pt")
-    with pytest.raises(CheckpointError, match=r"found format None, expected 'longshot 1'.* set model.weights"):
+    with pytest.raises(CheckpointError, match=r"found format None, expected 'longshot 1'.* set init_from"):
         run_training(make_config(tmp_path / "run"), cpu, resume=str(tmp_path / "weights.pt"))
     with pytest.raises(CheckpointError, match=r"nothing.pt: no such checkpoint"):
         run_training(make_config(tmp_path / "run"), cpu, resume=str(tmp_path / "nothing.pt"))

@@ -95,6 +95,28 @@ def test_ratio_is_at_most_one(run_step):
     assert loss.gradient_ratio.item() == 1
 
 
+@pytest.mark.parametrize("switch", ["use_focusing", "use_weighting"])
+def test_each_factor_can_be_used_alone(switch):
+    logits, labels = torch.tensor([[0.3]], dtype=torch.float64), torch.tensor([BACKGROUND])
+    options = {
+        "alpha": 0.25,
+        "gamma": 2.0,
+        "scale": 8.0,
+        "gradient_ratio": torch.tensor([0.25]),
+    }  # exponent 8, weight 4
+    other = {"use_focusing": "use_weighting", "use_weighting": "use_focusing"}[switch]
+    loss = equalized_focal_loss(logits, labels, **options, **{other: False})
+    exponent, weight = (8.0, 1.0) if switch == "use_focusing" else (2.0, 4.0)
+    torch.testing.assert_close(loss, weight * sigmoid_focal_loss(logits, labels, alpha=0.25, gamma=exponent))
+
+
+def test_module_hands_its_switches_on(run_step):
+    loss = EqualizedFocalLoss(CLASSES, use_focusing=False, use_weighting=False)
+    run_step(loss, *draw_step(0))
+    assert loss.gradient_ratio.min() == 0
+    torch.testing.assert_close(loss(*draw_step(1)), FocalLoss(CLASSES)(*draw_step(1)))
+
+
 def test_gradient_is_the_derivative_of_the_loss():
     logits, labels = draw_step(0)
     ratio = torch.tensor([0, 0.3, 0.6, 0.9, 1.0])

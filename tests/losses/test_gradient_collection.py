@@ -11,7 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+import losses.gradient_collection
 import losses.kernel
 from losses import BACKGROUND, IGNORE, EqualizedFocalLoss, FocalLoss
 
@@ -150,14 +152,91 @@ def test_forward_without_gradient_collects_nothing():
     assert not sums(loss).any()
 
 
-@pytest.mark.parametrize(("dtype", "precision"), [(torch.bfloat16, 1e-2), (torch.float16, 1e-3)])
-def test_half_logits_collect_nearly_the_same(run_step, dtype, precision):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_logits_collect_the_gradient_before_it_is_rounded(run_step, dtype):
     exact, half = EqualizedFocalLoss(CLASSES), EqualizedFocalLoss(CLASSES)
+    for step in range(3):
+        logits, labels = draw_step(step, dtype=torch.float32)
+        logits = [(level - 5).to(dtype) for level in logits]  # many gradients are below what float16 can hold
+        run_step(exact, [level.double() for level in logits], labels)
+        run_step(half, logits, labels)
+        torch.testing.assert_close(sums(half), sums(exact), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_second_backward_through_a_retained_graph_collects_the_same_again(dtype):
+    loss = EqualizedFocalLoss(CLASSES)
     logits, labels = draw_step(0, dtype=torch.float32)
-    logits = [level.to(dtype) for level in logits]
-    run_step(exact, [level.double() for level in logits], labels)
-    run_step(half, logits, labels)
-    torch.testing.assert_close(sums(half), sums(exact), rtol=precision, atol=0)
+    value = loss([level.to(dtype).requires_grad_() for level in logits], labels)
+    value.backward(retain_graph=True)
+    once = loss.pending.clone()
+    (-3 * value).backward()
+    torch.testing.assert_close(loss.pending, 4 * once, rtol=1e-6, atol=0)
+
+
+def test_checkpointed_layer_collects_once():
+    plain, checkpointed = EqualizedFocalLoss(CLASSES), EqualizedFocalLoss(CLASSES)
+    logits, labels = draw_step(0)
+    layer = torch.nn.Linear(CLASSES, CLASSES, dtype=torch.float64)
+    plain([layer(level) for level in logits], labels).backward()
+    inputs = [level.requires_grad_() for level in logits]
+    checkpointed([checkpoint(layer, level, use_reentrant=False) for level in inputs], labels).backward()
+    assert torch.equal(checkpointed.pending, plain.pending)
+
+
+def test_loss_inside_a_compiled_step_collects_the_same():
+    plain, compiled = EqualizedFocalLoss(CLASSES), EqualizedFocalLoss(CLASSES)
+    logits, labels = draw_step(0)
+
+    def step(scale: Tensor) -> Tensor:
+        return compiled([level * scale for level in logits], labels)
+
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    torch.compile(step, backend="aot_eager")(scale).backward()
+    plain([level.requires_grad_() for level in logits], labels).backward()
+    torch.testing.assert_close(compiled.pending, plain.pending, rtol=1e-12, atol=0)
+
+
+def test_loss_warns_once_when_every_ratio_stays_at_one(run_step, monkeypatch, caplog):
+    monkeypatch.setattr(losses.gradient_collection, "CHECKED_STEP", 3)
+    loss = EqualizedFocalLoss(1)
+    for step in range(9):
+        # One positive and one negative at a prior of 0.001: 1e8 times the gradient.
+        run_step(loss, [torch.full((1, 2, 1), -6.9)], [torch.tensor([[0, BACKGROUND]])])
+        assert len(caplog.messages) == (step >= 2)
+    assert "the gradient ratio of every class is still 1 after 3 steps" in caplog.messages[0]
+    assert "prior" in caplog.messages[0]
+
+
+def test_loss_warns_once_when_gradients_never_arrive(monkeypatch, caplog):
+    monkeypatch.setattr(losses.gradient_collection, "CHECKED_STEP", 3)
+    loss = EqualizedFocalLoss(CLASSES)
+    logits, labels = draw_step(0)
+    for _ in range(9):
+        loss.begin_step()
+        loss(logits, labels)
+        loss.after_backward()
+    (message,) = caplog.messages
+    assert "no gradient has arrived in 3 steps" in message
+    assert "are the logits detached" in message
+
+
+def test_loss_warns_once_when_after_backward_is_never_called(monkeypatch, caplog):
+    monkeypatch.setattr(losses.gradient_collection, "CHECKED_STEP", 3)
+    loss = EqualizedFocalLoss(CLASSES)
+    for _ in range(9):
+        loss(*draw_step(0))
+    assert [message.split(": ")[1].split(".")[0] for message in caplog.messages] == [
+        "after_backward() was never called"
+    ]
+
+
+def test_loss_that_works_warns_of_nothing(run_step, monkeypatch, caplog):
+    monkeypatch.setattr(losses.gradient_collection, "CHECKED_STEP", 3)
+    loss = EqualizedFocalLoss(CLASSES)
+    for step in range(5):
+        run_step(loss, *draw_step(step))
+    assert not caplog.messages
 
 
 def run_rank(rank: int, folder: Path) -> None:

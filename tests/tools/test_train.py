@@ -102,7 +102,7 @@ def test_two_processes_train_like_one(trained, start, write_config, tmp_path):
         (["train.batch_size=3", "train.images_per_pass=2"], ["train.batch_size 3 is not divisible"]),
         (["model.backbone.norm=frozen_bn"], ["there are none", "model.backbone.weights"]),
         (["--resume", "none.pt"], ["none.pt: no such checkpoint"]),
-        (["model.weights=tiny.yaml"], ["tiny.yaml: not a readable checkpoint"]),
+        (["init_from=tiny.yaml"], ["tiny.yaml: not a readable checkpoint"]),
         (["output=tiny.yaml/run"], ["tiny.yaml"]),
     ],
 )

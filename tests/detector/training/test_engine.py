@@ -305,7 +305,7 @@ def test_what_is_evaluated_is_saved_first_and_the_end_always_is(start, cpu, tmp_
         return 0.25 * step
 
     train(
-        run, [*batches, *batches[:3]], cpu, **FP32, total_steps=7, learning_rate=learning_rate, log=log,
+        run, [*batches, *batches[:3]], cpu, **FP32, compiled=False, total_steps=7, learning_rate=learning_rate, log=log,
         save=lambda: events.append(f"save {run.step}"), evaluate=evaluate, save_every=2, evaluate_every=3,
     )  # fmt: skip
     assert ", ".join(events) == ("save 2, save 3, evaluate 3, save 4, save 6, evaluate 6, save 7, evaluate 7")
