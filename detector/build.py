@@ -1,6 +1,6 @@
 """From a Config to objects: the only module that knows both."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from datasets.annotations import read_annotations
 from datasets.emoji import draw_dataset
 from datasets.loader import BatchLoader, DetectionDataset, evaluation_loader, training_loader
 from datasets.samplers import TrainingStream, repeat_factors
-from losses import BOX_LOSSES, CLASSIFICATION_LOSSES
+from losses import BOX_LOSSES, CLASSIFICATION_LOSSES, LOSSES_OF_COUNTS
 
 from . import config as c
 from .classes import Classes
@@ -91,20 +91,21 @@ def build_network(config: c.Model, num_classes: int, *, pretrained: bool = True)
     return RetinaNet(backbone, fpn, head, anchors)
 
 
-def build_criterion(config: c.Config, num_classes: int) -> Criterion:
-    """The losses and the matcher that the configuration names."""
+def build_criterion(config: c.Config, image_counts: Sequence[int], num_images: int) -> Criterion:
+    """The losses and the matcher of the configuration; class k is in image_counts[k] of the num_images training images."""
     loss, matcher = config.loss, config.matching.matcher
+    counts = (image_counts, num_images) if loss.classification.name in LOSSES_OF_COUNTS else (len(image_counts),)
     with _config_errors("loss or matching"):
         return Criterion(
-            CLASSIFICATION_LOSSES[loss.classification.name](num_classes, **loss.classification.options()),
+            CLASSIFICATION_LOSSES[loss.classification.name](*counts, **loss.classification.options()),
             BOX_LOSSES[loss.box.name](**loss.box.options()),
             MATCHERS[matcher.name](**matcher.options()),
             ignore_padding=config.matching.ignore_padding,
         )
 
 
-def build_run(config: c.Config, classes: Classes, process: Process) -> Run:
-    """A run at step 0: network, criterion, optimizer, and what mixed precision and averaging need.
+def build_run(config: c.Config, classes: Classes, process: Process, *, num_images: int) -> Run:
+    """A run at step 0, on `num_images` training images: network, criterion, optimizer, and what fp16 and averaging need.
 
     The weights of `init_from` are not in it yet: see `pretrained.start_from`.
     """
@@ -113,7 +114,7 @@ def build_run(config: c.Config, classes: Classes, process: Process) -> Run:
     options, decay = config.optimizer, config.train.ema_decay
     return Run(
         network,
-        build_criterion(config, len(classes.ids)).to(process.device),
+        build_criterion(config, classes.train_images, num_images).to(process.device),
         build_optimizer(
             network, name=options.name, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay,
             decay_norm_and_bias=options.decay_norm_and_bias,

@@ -47,7 +47,7 @@ def run_training(config: Config, process: Process, resume: str | None = None) ->
     schedule = build_schedule(config, data.stream)
     per_pass = images_per_pass(config, process)
     evaluation = build_evaluation(config, data.val, data.classes, process)
-    run = build_run(config, data.classes, process)
+    run = build_run(config, data.classes, process, num_images=len(data.train.annotations.image_ids))
     if state:
         notes = run_folder.restore(run, state, data, config)
     else:

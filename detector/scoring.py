@@ -93,8 +93,8 @@ def score_file(
 
 
 def _check_same_model(ours: Model, theirs: Model, checkpoint: Path) -> None:
-    # Where the weights came from and which of them were trained makes no difference to the trained network.
-    training_only = {"backbone": {"weights", "frozen_stages"}}
+    # Where the weights came from, which of them were trained and how makes no difference to the trained network.
+    training_only = {"backbone": {"weights", "frozen_stages"}, "head": {"recompute"}}
     changed = differences(*({"model": m.model_dump(mode="json", exclude=training_only)} for m in (theirs, ours)))
     if changed:
         raise ConfigError(

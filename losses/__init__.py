@@ -1,7 +1,9 @@
 """Losses of dense detectors. Needs torch alone; every loss is built from plain keyword arguments."""
 
 from .box import GIoULoss, L1Loss, SmoothL1Loss, giou_loss, l1_loss, smooth_l1_loss
+from .class_weighted import ClassWeightedFocalLoss, class_weighted_focal_loss, class_weights
 from .dense import DenseLoss
+from .equalization import EqualizationLoss, EqualizationLossV2, equalization_loss, equalization_loss_v2
 from .equalized_focal import (
     EqualizedFocalLoss,
     EqualizedQualityFocalLoss,
@@ -12,6 +14,7 @@ from .focal import CrossEntropyLoss, FocalLoss, sigmoid_focal_loss
 from .gradient_collection import GradientGuidedLoss
 from .labels import BACKGROUND, IGNORE
 from .quality_focal import QualityFocalLoss, quality_focal_loss
+from .seesaw import SeesawLoss, seesaw_loss
 
 CLASSIFICATION_LOSSES = {
     "cross_entropy": CrossEntropyLoss,
@@ -19,7 +22,13 @@ CLASSIFICATION_LOSSES = {
     "equalized_focal": EqualizedFocalLoss,
     "quality_focal": QualityFocalLoss,
     "equalized_quality_focal": EqualizedQualityFocalLoss,
+    "equalization": EqualizationLoss,
+    "equalization_v2": EqualizationLossV2,
+    "class_weighted_focal": ClassWeightedFocalLoss,
+    "seesaw": SeesawLoss,
 }
+# Built from `image_counts, num_images` of the training set; all others from `num_classes`.
+LOSSES_OF_COUNTS = frozenset({"equalization", "class_weighted_focal"})
 BOX_LOSSES = {"l1": L1Loss, "smooth_l1": SmoothL1Loss, "giou": GIoULoss}
 
 __all__ = [
@@ -27,8 +36,12 @@ __all__ = [
     "BOX_LOSSES",
     "CLASSIFICATION_LOSSES",
     "IGNORE",
+    "LOSSES_OF_COUNTS",
+    "ClassWeightedFocalLoss",
     "CrossEntropyLoss",
     "DenseLoss",
+    "EqualizationLoss",
+    "EqualizationLossV2",
     "EqualizedFocalLoss",
     "EqualizedQualityFocalLoss",
     "FocalLoss",
@@ -36,12 +49,18 @@ __all__ = [
     "GradientGuidedLoss",
     "L1Loss",
     "QualityFocalLoss",
+    "SeesawLoss",
     "SmoothL1Loss",
+    "class_weighted_focal_loss",
+    "class_weights",
+    "equalization_loss",
+    "equalization_loss_v2",
     "equalized_focal_loss",
     "equalized_quality_focal_loss",
     "giou_loss",
     "l1_loss",
     "quality_focal_loss",
+    "seesaw_loss",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
 ]

@@ -91,7 +91,7 @@ class GradientGuidedLoss(DenseLoss):
             )
         elif (self.gradient_ratio >= 1).all():
             self._warn(
-                f"the gradient ratio of every class is still 1 after {CHECKED_STEP} steps: positives outweigh negatives "
+                f"the gradient ratio of no class is below 1 after {CHECKED_STEP} steps: positives outweigh negatives "
                 "everywhere. The prior of the scores, or the number of anchors per positive, is too small for negatives "
                 "to matter"
             )

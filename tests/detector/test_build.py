@@ -197,38 +197,40 @@ def test_every_option_reaches_its_object(make_config):
             "matching": {"matcher": {"name": "iou", "positive": 0.6, "negative": 0.3}, "ignore_padding": True},
         }
     )
-    criterion = build_criterion(config, 4)
+    criterion = build_criterion(config, CLASSES.train_images, 24)
     loss = criterion.classification
     assert type(loss) is EqualizedFocalLoss
     assert (loss.num_classes, loss.alpha, loss.gamma, loss.scale, loss.weight) == (4, 0.3, 1.5, 4.0, 2.0)
     assert (type(criterion.box), criterion.box.beta, criterion.box.weight) == (SmoothL1Loss, 0.5, 3.0)
     assert (type(criterion.matcher), criterion.matcher.positive, criterion.matcher.negative) == (IoUMatcher, 0.6, 0.3)
     assert criterion.ignore_padding
-    other = build_criterion(make_config(differences={"loss": {"classification": {"name": "focal"}}}), 4)
+    other = build_criterion(
+        make_config(differences={"loss": {"classification": {"name": "focal"}}}), CLASSES.train_images, 24
+    )
     assert (type(other.classification), type(other.box), type(other.matcher)) == (FocalLoss, GIoULoss, ATSSMatcher)
 
 
 def test_a_value_that_a_constructor_refuses_is_told_with_its_section(make_config):
     matcher = {"name": "iou", "positive": 0.4, "negative": 0.5}
     with pytest.raises(ConfigError, match=r"loss or matching: IoU thresholds must keep"):
-        build_criterion(make_config(differences={"matching": {"matcher": matcher}}), 4)
+        build_criterion(make_config(differences={"matching": {"matcher": matcher}}), CLASSES.train_images, 24)
     with pytest.raises(ConfigError, match=r"model.backbone: thin weights 'IMAGENET1K_V1'"):
         build_network(make_config(differences={"model": {"backbone": {"weights": "IMAGENET1K_V1"}}}).model, 4)
 
 
 def test_norms_that_cannot_work_are_told(make_config, cpu):
     with pytest.raises(ConfigError, match="sync_bn works on GPUs only; on a CPU use bn, gn or frozen_bn"):
-        build_run(make_config(differences={"model": {"backbone": {"norm": "sync_bn"}}}), CLASSES, cpu)
+        build_run(make_config(differences={"model": {"backbone": {"norm": "sync_bn"}}}), CLASSES, cpu, num_images=24)
     with pytest.raises(ConfigError, match="frozen_bn keeps the statistics of pretrained weights, and there are none"):
-        build_run(make_config(differences={"model": {"backbone": {"norm": "frozen_bn"}}}), CLASSES, cpu)
+        build_run(make_config(differences={"model": {"backbone": {"norm": "frozen_bn"}}}), CLASSES, cpu, num_images=24)
 
 
 def test_a_run_has_what_its_configuration_asks_for(make_config, cpu):
-    run = build_run(make_config(), CLASSES, cpu)
+    run = build_run(make_config(), CLASSES, cpu, num_images=24)
     assert (run.step, run.ema, run.scaler.is_enabled()) == (0, None, False)
     assert type(run.optimizer) is torch.optim.SGD
     options = {"train": {"precision": "fp16", "ema_decay": 0.9}, "optimizer": {"name": "adamw", "weight_decay": 0.2}}
-    run = build_run(make_config(differences=options), CLASSES, cpu)
+    run = build_run(make_config(differences=options), CLASSES, cpu, num_images=24)
     assert run.scaler.is_enabled()
     assert run.evaluated_network is not run.network
     assert type(run.optimizer) is torch.optim.AdamW
@@ -247,7 +249,7 @@ def same_weights(ours, theirs):
 def checkpoint(make_config, cpu, tmp_path):
     """The path of a checkpoint of CLASSES whose average differs from its weights, and the average."""
     config = make_config(differences={"train": {"ema_decay": 0.9}})
-    run = build_run(config, CLASSES, cpu)
+    run = build_run(config, CLASSES, cpu, num_images=24)
     torch.nn.init.ones_(run.ema.module.head.deltas.weight)
     path = tmp_path / "start.pt"
     save_checkpoint(
@@ -258,7 +260,7 @@ def checkpoint(make_config, cpu, tmp_path):
 
 def test_a_run_starts_from_the_averaged_weights_of_a_checkpoint(make_config, cpu, checkpoint):
     path, averaged = checkpoint
-    run = build_run(make_config(differences={"seed": 9, "train": {"ema_decay": 0.5}}), CLASSES, cpu)
+    run = build_run(make_config(differences={"seed": 9, "train": {"ema_decay": 0.5}}), CLASSES, cpu, num_images=24)
     told = start_from(run, path, CLASSES)
     assert same_weights(run.network.state_dict(), averaged)
     assert same_weights(run.evaluated_network.state_dict(), averaged)
@@ -272,16 +274,16 @@ def test_a_run_starts_from_the_averaged_weights_of_a_checkpoint(make_config, cpu
 def test_the_weights_of_a_trunk_are_not_read_if_those_of_a_detector_follow(make_config, cpu):
     trunk = {"model": {"backbone": {"weights": "/nowhere/trunk.pt"}}}
     with pytest.raises(ConfigError, match=r"/nowhere/trunk\.pt"):
-        build_run(make_config(differences=trunk), CLASSES, cpu)
-    build_run(make_config(differences={**trunk, "init_from": "start.pt"}), CLASSES, cpu)
+        build_run(make_config(differences=trunk), CLASSES, cpu, num_images=24)
+    build_run(make_config(differences={**trunk, "init_from": "start.pt"}), CLASSES, cpu, num_images=24)
 
 
 def test_a_checkpoint_of_other_classes_or_another_model_is_refused(make_config, cpu, checkpoint):
     path, _ = checkpoint
     other = CLASSES._replace(names=["red square", "green ring", "sun", "blue bar"])
     with pytest.raises(ConfigError, match=r"init_from .*start.pt.* id 12: 'sun' here, 'yellow disc' there"):
-        start_from(build_run(make_config(), other, cpu), path, other)
-    wider = build_run(make_config(differences={"model": {"fpn": {"channels": 24}}}), CLASSES, cpu)
+        start_from(build_run(make_config(), other, cpu, num_images=24), path, other)
+    wider = build_run(make_config(differences={"model": {"fpn": {"channels": 24}}}), CLASSES, cpu, num_images=24)
     with pytest.raises(
         ConfigError, match=r"init_from: .*start.pt does not fit the model of this configuration"
     ) as error:
@@ -292,7 +294,7 @@ def test_a_checkpoint_of_other_classes_or_another_model_is_refused(make_config, 
 def test_a_file_that_is_no_detector_is_refused(make_config, cpu, tmp_path):
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "resnet.pt")
     with pytest.raises(ConfigError, match=r"init_from: .*resnet.pt: not a state dict of torchvision's RetinaNet"):
-        start_from(build_run(make_config(), CLASSES, cpu), tmp_path / "resnet.pt", CLASSES)
+        start_from(build_run(make_config(), CLASSES, cpu, num_images=24), tmp_path / "resnet.pt", CLASSES)
 
 
 def test_a_run_starts_from_torchvisions_retinanet(make_config, cpu, tmp_path):
@@ -308,18 +310,18 @@ def test_a_run_starts_from_torchvisions_retinanet(make_config, cpu, tmp_path):
     }
     config = make_config(differences={"init_from": str(path), "model": model})
     animals = Classes([1, 2], ["zebra", "cat"], ["f", "f"], [3, 3])
-    run = build_run(config, animals, cpu)
+    run = build_run(config, animals, cpu, num_images=24)
     told = start_from(run, path, animals)
     assert told == f"init_from {path}: weights of torchvision's RetinaNet, the class head included"
     theirs = torchvisions.state_dict()
     assert torch.equal(run.network.backbone.layer4[0].conv2.weight, theirs["backbone.body.layer4.0.conv2.weight"])
     rows = theirs["head.classification_head.cls_logits.weight"].view(9, 91, 256, 3, 3)[:, [24, 17]]  # COCO's ids
     assert torch.equal(run.network.head.logits.weight, rows.flatten(0, 1))
-    run = build_run(config, CLASSES, cpu)
+    run = build_run(config, CLASSES, cpu, num_images=24)
     assert "the class head starts anew, since COCO has no class called 'red square'" in start_from(run, path, CLASSES)
     assert run.network.head.logits.bias.unique().numel() == 1  # as a head starts
     assert torch.equal(run.network.head.deltas.weight, theirs["head.regression_head.bbox_reg.weight"])
     model["anchors"]["offset"] = 0.5
-    run = build_run(make_config(differences={"init_from": str(path), "model": model}), CLASSES, cpu)
+    run = build_run(make_config(differences={"init_from": str(path), "model": model}), CLASSES, cpu, num_images=24)
     with pytest.raises(ConfigError, match="was trained with torchvision's anchors"):
         start_from(run, path, CLASSES)

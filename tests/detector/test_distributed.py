@@ -143,7 +143,7 @@ def test_two_processes_train_as_one(two_processes, sparse_config, cpu, tmp_path,
         assert a == pytest.approx(b, rel=1e-3)
     assert len(records(two_processes / name, "evaluation")) == 2
     torch.manual_seed(config.seed)
-    start = vector(build_run(config, build_data(config, cpu).classes, cpu).network.state_dict())
+    start = vector(build_run(config, build_data(config, cpu).classes, cpu, num_images=24).network.state_dict())
     one, two = (load_checkpoint(step_path(folder / "checkpoints", 6)) for folder in (tmp_path, two_processes / name))
     for weights_of in (lambda state: state["model"], network_weights):
         ours, theirs = vector(weights_of(one)), vector(weights_of(two))

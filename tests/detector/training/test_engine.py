@@ -24,7 +24,7 @@ def start(make_config, cpu):
         torch.manual_seed(config.seed)
         data = build_data(config, cpu)
         loader = build_training_loader(config, data, cpu, first=0, total=4)
-        return build_run(config, data.classes, cpu), list(loader)
+        return build_run(config, data.classes, cpu, num_images=24), list(loader)
 
     return build
 
