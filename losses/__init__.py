@@ -1,8 +1,10 @@
-"""Losses of dense detectors. Needs torch alone; every loss is built from plain keyword arguments."""
+"""Losses of dense detectors, and of classification and segmentation. Needs torch alone, and plain keyword arguments."""
 
+from .binary_focal import BinaryFocalLoss, binary_focal_loss
 from .box import GIoULoss, L1Loss, SmoothL1Loss, giou_loss, l1_loss, smooth_l1_loss
 from .class_weighted import ClassWeightedFocalLoss, class_weighted_focal_loss, class_weights
 from .dense import DenseLoss
+from .distribution_focal import distribution_focal_loss, expected_value
 from .equalization import EqualizationLoss, EqualizationLossV2, equalization_loss, equalization_loss_v2
 from .equalized_focal import (
     EqualizedFocalLoss,
@@ -11,10 +13,12 @@ from .equalized_focal import (
     equalized_quality_focal_loss,
 )
 from .focal import CrossEntropyLoss, FocalLoss, sigmoid_focal_loss
+from .focusing import adaptive_gamma, equal_gradient_gamma, flsd_gamma
 from .gradient_collection import GradientGuidedLoss
 from .labels import BACKGROUND, IGNORE
 from .quality_focal import QualityFocalLoss, quality_focal_loss
 from .seesaw import SeesawLoss, seesaw_loss
+from .softmax_focal import InverseFocalLoss, SoftmaxFocalLoss, inverse_focal_loss, softmax_focal_loss
 
 CLASSIFICATION_LOSSES = {
     "cross_entropy": CrossEntropyLoss,
@@ -37,6 +41,7 @@ __all__ = [
     "CLASSIFICATION_LOSSES",
     "IGNORE",
     "LOSSES_OF_COUNTS",
+    "BinaryFocalLoss",
     "ClassWeightedFocalLoss",
     "CrossEntropyLoss",
     "DenseLoss",
@@ -47,20 +52,30 @@ __all__ = [
     "FocalLoss",
     "GIoULoss",
     "GradientGuidedLoss",
+    "InverseFocalLoss",
     "L1Loss",
     "QualityFocalLoss",
     "SeesawLoss",
     "SmoothL1Loss",
+    "SoftmaxFocalLoss",
+    "adaptive_gamma",
+    "binary_focal_loss",
     "class_weighted_focal_loss",
     "class_weights",
+    "distribution_focal_loss",
+    "equal_gradient_gamma",
     "equalization_loss",
     "equalization_loss_v2",
     "equalized_focal_loss",
     "equalized_quality_focal_loss",
+    "expected_value",
+    "flsd_gamma",
     "giou_loss",
+    "inverse_focal_loss",
     "l1_loss",
     "quality_focal_loss",
     "seesaw_loss",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
+    "softmax_focal_loss",
 ]
