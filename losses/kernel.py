@@ -18,9 +18,10 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from .labels import IGNORE
 
-# Entries of (R, K) in work at a time: 1 MB per temporary in float32, which a processor's cache can hold. With 1203
-# classes the whole is 224 MB per image.
-CHUNK = 2**18
+# Entries of all temporaries of one chunk of rows together: 8 MB in float32, where the logits of an image have 224 MB
+# (1203 classes, 2 anchors per location). Larger is hardly faster.
+CHUNK = 2**21
+_TEMPORARIES = 10  # of the size of the chunk's logits, at most
 
 RowWeight = Callable[[Tensor, Tensor], Tensor]
 
@@ -87,10 +88,11 @@ class _FocalSum(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(logits, labels, quality)
         ctx.factors, ctx.collected, ctx.gradient, ctx.sums = factors, collected, None, None
+        total = torch.zeros((), dtype=torch.float64, device=logits.device)
         if ctx.needs_input_grad[0] and logits.dtype == factors.gamma.dtype:
-            ctx.gradient = torch.empty_like(logits)
-        total, ctx.sums = _pass(logits, labels, quality, factors, ctx.gradient)
-        return total
+            ctx.gradient, ctx.sums = torch.empty_like(logits), _no_sums(logits)
+        _pass(logits, labels, quality, factors, total=total, gradient=ctx.gradient, sums=ctx.sums)
+        return total.to(factors.gamma.dtype)
 
     @staticmethod
     @once_differentiable
@@ -102,46 +104,76 @@ class _FocalSum(torch.autograd.Function):
             sums = sums * upstream.abs()
         else:
             logits, labels, quality = ctx.saved_tensors
-            gradient = torch.empty_like(logits)
+            gradient, sums = torch.empty_like(logits), _no_sums(logits)
             scaled = ctx.factors._replace(
                 positive_weight=ctx.factors.positive_weight * upstream,
                 negative_weight=ctx.factors.negative_weight * upstream,
             )
-            _, sums = _pass(logits, labels, quality, scaled, gradient)
+            _pass(logits, labels, quality, scaled, total=None, gradient=gradient, sums=sums)
         if ctx.collected is not None:
             ctx.collected += sums
         return gradient, None, None, None, None
 
 
+def _no_sums(logits: Tensor) -> Tensor:
+    return torch.zeros(2, logits.shape[1], dtype=torch.float64, device=logits.device)
+
+
 def _pass(
-    logits: Tensor, labels: Tensor, quality: Tensor, factors: _Factors, gradient: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The sum over (R, K) logits, and the sizes of its gradients summed, (2, K); writes the gradient into `gradient`."""
-    gamma, positive_weight, negative_weight, row_weight = factors
-    k, is_positive = labels.clamp(min=0), labels >= 0
+    logits: Tensor,
+    labels: Tensor,
+    quality: Tensor,
+    factors: _Factors,
+    *,
+    total: Tensor | None,
+    gradient: Tensor | None,
+    sums: Tensor | None,
+) -> None:
+    """Goes over (R, K) logits once: adds their cost to `total`, unless None; unless `gradient` is None, writes the gradient
+    into it and adds the sizes of its positive and negative entries to `sums` (2, K)."""
+    gamma, is_positive, k = factors.gamma, labels >= 0, labels.clamp(min=0)
     cost, slope = _positive(_pick(logits, k).to(gamma.dtype), quality, gamma[k])
-    cost, slope = (torch.where(is_positive, positive_weight[k] * value, 0.0) for value in (cost, slope))
-    total = cost.sum(dtype=torch.float64)
-    sums = torch.zeros(2, len(gamma), dtype=torch.float64, device=logits.device)
-    sums[0].index_add_(0, k, slope.abs().double())
-    rows = max(1, CHUNK // len(gamma))
+    cost, slope = (torch.where(is_positive, factors.positive_weight[k] * value, 0.0) for value in (cost, slope))
+    if total is not None:
+        total += cost.sum(dtype=torch.float64)
+    if gradient is not None:
+        sums[0].index_add_(0, k, slope.abs().double())
+    rows = max(1, CHUNK // (_TEMPORARIES * len(gamma)))
     for part in (slice(start, start + rows) for start in range(0, len(logits), rows)):
-        z, column, ignored = logits[part].to(gamma.dtype), k[part], labels[part] == IGNORE
-        power, softplus = _power_and_softplus(z, gamma)
-        if row_weight is not None:
-            power *= row_weight(z, labels[part])
-        # Left out before anything is summed: "all - positives" would cancel, one being 1e8 times the other at first.
-        _put(power, column, torch.where(is_positive[part], 0.0, _pick(power, column)))
-        cost = (power * softplus).mul_(negative_weight).sum(1)
+        chunk = _Chunk(logits[part], labels[part], k[part], slope[part])
+        _negatives(chunk, factors, total, None if gradient is None else gradient[part], sums)
+
+
+class _Chunk(NamedTuple):
+    logits: Tensor  # (r, K)
+    labels: Tensor  # (r,), as are the next two
+    column: Tensor  # of the positive entry, if there is one
+    slope: Tensor  # of the positive entry, else 0
+
+
+def _negatives(
+    chunk: _Chunk, factors: _Factors, total: Tensor | None, gradient: Tensor | None, sums: Tensor | None
+) -> None:
+    """The negative entries of some rows, see `_pass`; into `gradient` go the positive ones too.
+
+    A function of its own, so that its temporaries are gone before those of the next chunk come.
+    """
+    z, ignored = chunk.logits.to(factors.gamma.dtype), chunk.labels == IGNORE
+    power, softplus = _power_and_softplus(z, factors.gamma)
+    if factors.row_weight is not None:
+        power *= factors.row_weight(z, chunk.labels)
+    # Left out before anything is summed: "all - positives" would cancel, one being 1e8 times the other at first.
+    _put(power, chunk.column, torch.where(chunk.labels >= 0, 0.0, _pick(power, chunk.column)))
+    if total is not None:
+        cost = (power * softplus).mul_(factors.negative_weight).sum(1)
         total += cost.masked_fill_(ignored, 0).sum(dtype=torch.float64)
-        if gradient is not None:
-            entries = softplus.mul_(gamma).mul_(torch.sigmoid(-z)).add_(torch.sigmoid(z)).mul_(power)
-            entries *= negative_weight
-            _clear(entries, ignored)
-            sums[1] += entries.sum(0).abs()  # they all have the same sign
-            _put(entries, column, _pick(entries, column) + slope[part])
-            gradient[part] = entries
-    return total.to(gamma.dtype), sums
+    if gradient is not None:
+        slope = softplus.mul_(factors.gamma).mul_(torch.sigmoid(-z)).add_(torch.sigmoid(z)).mul_(power)
+        slope *= factors.negative_weight
+        _clear(slope, ignored)
+        sums[1] += slope.sum(0).abs()  # they all have the same sign
+        _put(slope, chunk.column, _pick(slope, chunk.column) + chunk.slope)
+        gradient.copy_(slope)
 
 
 def _power_and_softplus(z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:

@@ -167,6 +167,7 @@ def optimize(
             with torch.autocast(process.device.type, _AUTOCAST[precision], enabled=precision != "fp32"):
                 outputs = model(pixels)
             losses = run.criterion(outputs, anchors, assignment, positives.clamp(min=1))
+            del outputs  # or the logits would stay while the layers below go backward
             # DDP averages gradients over processes, but the normalizer is already that of all of them.
             run.scaler.scale(sum(losses.values()) * process.world_size).backward()
         for name, loss in losses.items():

@@ -35,7 +35,7 @@ def sums(loss: EqualizedFocalLoss) -> Tensor:
 
 
 def test_collected_sums_are_those_of_the_gradient_itself(monkeypatch):
-    monkeypatch.setattr(losses.kernel, "CHUNK", 15)  # three rows at a time
+    monkeypatch.setattr(losses.kernel, "CHUNK", 3 * 10 * 5)  # three rows at a time
     loss = EqualizedFocalLoss(CLASSES)
     logits, labels = draw_step(0)
     levels = [level.clone().requires_grad_() for level in logits]

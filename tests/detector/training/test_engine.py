@@ -6,38 +6,12 @@ import torch
 from torch import nn
 from torch.amp import GradScaler
 
-from detector.build import build_data, build_run, build_training_loader
 from detector.model.backbone import resnet
-from detector.training.engine import optimize, train
+from detector.training.engine import train
 from detector.training.run_log import RunLog
 from losses import EqualizedFocalLoss
 
 FP32 = {"images_per_pass": 4, "precision": "fp32", "clip_norm": None}
-
-
-@pytest.fixture
-def start(make_config, cpu):
-    """differences of the configuration -> (Run at step 0, list of its first 4 batches)."""
-
-    def build(**differences):
-        config = make_config(differences=differences)
-        torch.manual_seed(config.seed)
-        data = build_data(config, cpu)
-        loader = build_training_loader(config, data, cpu, first=0, total=4)
-        return build_run(config, data.classes, cpu, num_images=24), list(loader)
-
-    return build
-
-
-@pytest.fixture
-def steps(cpu):
-    """Optimizer steps on batches; returns their numbers."""
-
-    def take(run, batches, **options):
-        run.network.train()
-        return [optimize(run, run.network, batch, cpu, **{**FP32, **options}) for batch in batches]
-
-    return take
 
 
 def state(run):

@@ -1,0 +1,1 @@
+"""What things cost, for tools/bench.py."""

@@ -1,0 +1,126 @@
+"""Measure what the parts of Longshot cost, beside what else there is for the same."""
+
+import argparse
+import platform
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
+
+import torch
+
+from detector.benchmarks import loss_cost, memory, step_memory
+from detector.benchmarks.loss_contenders import Case, differences
+from detector.errors import readable_errors
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_LOSSES_NOTE = """\
+seconds: forward and backward, the shortest of the repeats, contenders in turn; "ours: equalized focal" with the collection
+of its gradients, "direct", "torch" and "torchvision" with the making of their one-hot target. All compute half types in
+float32, get the same logits and leave out the same ignored rows. MB (2^20 bytes): peak above the inputs, in a process of
+its own; the gradient of the logits is part of it."""
+
+_STEP_NOTE = """\
+MB: 2^20 bytes. after: when the phase ends (for the last time: towers and logits take turns, level by level). peak: the
+most that was resident during it. Norm layers are frozen_bn around random weights: the memory of a pretrained trunk."""
+
+
+def main() -> None:
+    arguments = _arguments()
+    with readable_errors():
+        arguments.measure(arguments)
+
+
+def losses(arguments: argparse.Namespace) -> None:
+    """Time and peak memory of our classification losses, the direct formula, PyTorch's cross entropy and torchvision's."""
+    case = Case(arguments.rows, arguments.classes, _DTYPES[arguments.dtype], arguments.device, arguments.threads)
+    same = differences(case)
+    measured = loss_cost.costs(case, repeats=arguments.repeats)
+    where = torch.cuda.get_device_name() if case.device == "cuda" else f"{platform.machine()} CPU"
+    print(
+        f"{case.rows} x {case.classes} {arguments.dtype} logits; {where}, threads {case.threads}, "
+        f"repeats {arguments.repeats}, torch {torch.__version__}",
+        loss_cost.table(case, measured),
+        _LOSSES_NOTE,
+        *(
+            f"{pair.ours} differs from {pair.other} in float64, relatively, by {pair.loss:.1e} in the loss and at most "
+            f"{pair.gradient:.1e} in an entry of the gradient"
+            for pair in same
+        ),
+        loss_cost.targets(case, measured),
+        sep="\n",
+    )
+
+
+def step(arguments: argparse.Namespace) -> None:
+    """Resident memory of a training step of RetinaNet with Equalized Focal Loss on a CPU, by phase; one image."""
+    config = step_memory.step_config(backbone=arguments.backbone, num_anchors=arguments.anchors)
+    measured = step_memory.measure_step(config, num_classes=arguments.classes, image_size=arguments.size)
+    rows, classes = measured.logits_shape
+    print(
+        f"RetinaNet {arguments.backbone}, 1 image {_by(arguments.size)} padded to {_by(measured.padded_size)}: "
+        f"{rows} x {classes} logits; threads {torch.get_num_threads()}, torch {torch.__version__}",
+        step_memory.table(measured),
+        "seconds per step: " + ", ".join(f"{seconds:.1f}" for seconds in measured.seconds),
+        "exact MB of tensors: " + ", ".join(f"{k} {v / memory.MB:.0f}" for k, v in measured.tensors.items()),
+        _STEP_NOTE,
+        step_memory.target(measured),
+        sep="\n",
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(
+        required=True, metavar="COMMAND", help="what to measure; COMMAND --help tells more"
+    )
+    of_losses = _command(commands, losses)
+    of_losses.add_argument(
+        "--rows", type=_positive, default=22_300, help="anchors (22300: an 800x1333 image, one a cell)"
+    )
+    of_losses.add_argument("--classes", type=_positive, default=1203, help="(1203: LVIS)")
+    of_losses.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the logits (float32)")
+    of_losses.add_argument("--threads", type=_positive, default=1, help="of PyTorch on the CPU (1)")
+    of_losses.add_argument("--repeats", type=_positive, default=3, help="after a warm-up (3)")
+    of_losses.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    of_step = _command(commands, step)
+    of_step.add_argument("--classes", type=_positive, default=13_204, help="(13204: V3Det)")
+    of_step.add_argument("--anchors", type=_positive, default=1, help="per location (1)")
+    of_step.add_argument("--size", type=_size, default=(800, 1333), metavar="HxW", help="of the image (800x1333)")
+    of_step.add_argument("--backbone", default="resnet50", help="of model.backbone.name (resnet50)")
+    arguments = parser.parse_args()
+    if arguments.measure is losses and arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU")
+    if arguments.measure is step and not memory.is_measurable():
+        parser.error("step: needs /proc/self/clear_refs, which Linux has, to measure resident memory")
+    return arguments
+
+
+def _command(commands: argparse._SubParsersAction, measure: Callable) -> argparse.ArgumentParser:
+    parser = commands.add_parser(measure.__name__, description=measure.__doc__, help=measure.__doc__)
+    parser.set_defaults(measure=measure)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"0*[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"expected height x width such as 800x1333, found {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def _by(size: tuple[int, int]) -> str:
+    return "x".join(map(str, size))
+
+
+if __name__ == "__main__":
+    main()
