@@ -1,6 +1,7 @@
 """Losses that are driven by the gradients which each class has gathered so far."""
 
 import logging
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -45,8 +46,8 @@ class GradientGuidedLoss(DenseLoss):
         ratio = (self.positive_gradient / (self.negative_gradient + 1e-10)).clamp(0, 1)
         return torch.where(self._updated(), ratio, 1.0)
 
-    def forward(self, logits, *targets):
-        """See DenseLoss. Use it in training mode for training alone."""
+    def forward(self, logits: Sequence[Tensor], *targets: Sequence[Tensor]) -> Tensor:
+        """See DenseLoss.forward."""
         if torch.is_grad_enabled():
             self._passes += 1
             if self._passes == CHECKED_STEP and self._steps == 0:
