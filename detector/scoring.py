@@ -1,35 +1,55 @@
 """Two ways to a result: run a checkpoint's model on a dataset, or read detections that were saved."""
 
+import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from datasets.annotations import read_annotations
+from datasets.annotations import Annotations, read_annotations
 
 from .build import build_evaluation, build_val
 from .classes import Classes
 from .config import Config, Model
-from .distributed import Process, gather_on_rank_zero
+from .distributed import Process
 from .evaluation import (
     ColumnarEvaluator,
     DetectionColumns,
     GroundTruth,
     choose_protocol,
+    fixed_ap,
     read_results,
     summarize,
+    summarize_fixed_ap,
     write_results,
 )
+from .evaluation.official import complete, differences, score_with_official
+from .evaluation.recording import part_path, record, recorded
+from .evaluation.results import check_suffix
 from .inference import load_model
-from .yaml_files import ConfigError, differences
+from .yaml_files import ConfigError
+from .yaml_files import differences as config_differences
 
 _log = logging.getLogger(__name__)
 
 
+class Saved(NamedTuple):
+    """Saved detections, and all that they are scored with."""
+
+    annotations: Annotations
+    ground_truth: GroundTruth
+    detections: DetectionColumns
+    frequencies: Sequence[str] | None  # "r", "c" or "f" per class
+    train_image_counts: Sequence[int] | None
+
+
 def score_checkpoint(
-    config: Config, checkpoint: Path, process: Process, *, detections_path: Path | None = None
+    config: Config,
+    checkpoint: Path,
+    process: Process,
+    *,
+    detections_path: Path | None = None,
+    with_fixed_ap: bool = False,
 ) -> dict[str, Any] | None:
     """The result (`summarize`) of a checkpoint's model, on rank 0; None on other ranks, all of which call this.
 
@@ -37,12 +57,16 @@ def score_checkpoint(
     from the training set, are those of the checkpoint.
 
     Args:
-        detections_path: write all detections here, from which `score_file` gets the same numbers.
+        detections_path: keep all detections here, .npz or .json, from which `score_saved` gets the same numbers. All
+            processes must see the folder.
+        with_fixed_ap: "Fixed AP" too (see `fixed_ap`).
 
     Raises:
         ConfigError: the configuration describes another model, or its validation set has other classes.
         CheckpointError, DataError, ResultsError: a file that cannot be used.
     """
+    if detections_path:
+        check_suffix(detections_path)
     model = load_model(checkpoint, device=process.device)
     _check_same_model(config.model, model.config.model, checkpoint)
     val = build_val(config, process)
@@ -53,18 +77,19 @@ def score_checkpoint(
         _log.warning(f"warning: {caveat}")
     detections: Iterable[DetectionColumns] = evaluation.detections(model.network)
     if detections_path:
-        detections = list(detections)
-        parts = gather_on_rank_zero(_joined(detections))
-        if parts is not None:
-            ids = {"image_ids": known.image_ids, "category_ids": known.category_ids}
-            write_results(detections_path, _by_image(_joined(parts)), **ids)
-    return evaluation.score(detections)
+        detections = record(detections, part_path(detections_path, process.rank))
+    result = evaluation.score(detections, with_fixed_ap=with_fixed_ap)
+    if result is not None:
+        _warn_of_few_detections(result)
+        if detections_path:  # all that they record is recorded: rank 0 has scored it
+            _join(detections_path, process.world_size, known)
+    return result
 
 
-def score_file(
+def read_saved(
     annotations_path: Path, results_path: Path, *, protocol: str = "auto", train_annotations: Path | None = None
-) -> dict[str, Any]:
-    """The result (`summarize`) of a file of detections.
+) -> Saved:
+    """A file of detections with what it is to be scored with.
 
     Args:
         protocol: "lvis", "coco", or "auto" for what the annotations are made for.
@@ -83,19 +108,46 @@ def score_file(
             known.category_ids, known.class_names, here=str(train_annotations), there=str(annotations_path)
         )
         frequencies, train_images = classes.frequencies, classes.train_images
-    evaluator = ColumnarEvaluator(ground_truth)
-    evaluator.add(*read_results(results_path, image_ids=known.image_ids, category_ids=known.category_ids))
-    return summarize(
-        evaluator.accumulate(), ground_truth,
+    return Saved(known, ground_truth, read_results(results_path, **_ids(known)), frequencies, train_images)
+
+
+def score_saved(saved: Saved, *, with_fixed_ap: bool = False, with_official: bool = False) -> dict[str, Any]:
+    """The result (`summarize`) of saved detections.
+
+    Args:
+        with_fixed_ap: "Fixed AP" too (see `fixed_ap`).
+        with_official: have the benchmark's own package score them too, and add `official`: how far it is from ours. It
+            needs gigabytes and minutes for thousands of images.
+
+    Raises ResultsError if the official package is not installed, or cannot score the detections.
+    """
+    known, truth = saved.annotations, saved.ground_truth
+    evaluator = ColumnarEvaluator(truth)
+    evaluator.add(*saved.detections)
+    curves = evaluator.accumulate()
+    result = summarize(
+        curves, truth,
         category_ids=known.category_ids, class_names=known.class_names,
-        frequencies=frequencies, train_image_counts=train_images,
+        frequencies=saved.frequencies, train_image_counts=saved.train_image_counts,
     )  # fmt: skip
+    if with_fixed_ap:
+        fixed = ColumnarEvaluator(fixed_ap(truth))
+        fixed.add(*saved.detections)
+        result |= summarize_fixed_ap(fixed, saved.frequencies)
+        _warn_of_few_detections(result)
+    if with_official:
+        dataset = json.loads(known.path.read_bytes())
+        complete(dataset, saved.frequencies)
+        ids = {"image_ids": known.image_ids, "category_ids": known.category_ids}
+        official = score_with_official(truth.protocol, dataset, saved.detections, **ids)
+        result["official"] = differences(curves, result, official)
+    return result
 
 
 def _check_same_model(ours: Model, theirs: Model, checkpoint: Path) -> None:
     # Where the weights came from, which of them were trained and how makes no difference to the trained network.
     training_only = {"backbone": {"weights", "frozen_stages"}, "head": {"recompute"}}
-    changed = differences(*({"model": m.model_dump(mode="json", exclude=training_only)} for m in (theirs, ours)))
+    changed = config_differences(*({"model": m.model_dump(mode="json", exclude=training_only)} for m in (theirs, ours)))
     if changed:
         raise ConfigError(
             f"{checkpoint}: the checkpoint of another model than the configuration's (checkpoint -> configuration): "
@@ -103,12 +155,25 @@ def _check_same_model(ours: Model, theirs: Model, checkpoint: Path) -> None:
         )
 
 
-def _joined(parts: Iterable[DetectionColumns]) -> DetectionColumns:
-    nothing = DetectionColumns(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))
-    return DetectionColumns(*(np.concatenate(columns) for columns in zip(nothing, *parts, strict=True)))
+def _join(path: Path, num_processes: int, known: Annotations) -> None:
+    """Write to `path` what the processes have recorded, and remove their parts."""
+    parts = [part_path(path, rank) for rank in range(num_processes)]
+    try:
+        write_results(path, recorded(parts), **_ids(known))
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
 
 
-def _by_image(detections: DetectionColumns) -> DetectionColumns:
-    """In the order of images; those of an image stay as they are, since equal scores rank as they come."""
-    order = np.argsort(detections.image_index, kind="stable")
-    return DetectionColumns(*(column[order] for column in detections))
+def _ids(known: Annotations) -> dict[str, Any]:
+    return {"image_ids": known.image_ids, "category_ids": known.category_ids, "class_names": known.class_names}
+
+
+def _warn_of_few_detections(result: dict[str, Any]) -> None:
+    rule = result.get("fixed_ap")
+    if rule and rule["classes_with_fewer"]:
+        _log.warning(
+            f"warning: Fixed AP is over {rule['detections_per_class']} detections of each class, and "
+            f"{rule['classes_with_fewer']} of {rule['classes']} classes have fewer; the model must give more in an image: "
+            "raise test.detections_per_image and test.candidates_per_level, set test.score_threshold to 0"
+        )

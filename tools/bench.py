@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before inst
 
 import torch
 
+from detector.benchmarks import evaluation as evaluation_cost
 from detector.benchmarks import loss_cost, memory, step_memory
 from detector.benchmarks.loss_contenders import Case, differences
 from detector.errors import readable_errors
@@ -72,6 +73,15 @@ def step(arguments: argparse.Namespace) -> None:
     )
 
 
+def evaluation(arguments: argparse.Namespace) -> None:
+    """Time and memory of scoring detections of LVIS's size, beside the official package on as many as it can finish."""
+    measured = evaluation_cost.measure(
+        arguments.images, num_classes=arguments.classes,
+        detections_per_image=arguments.detections, subset=arguments.subset,
+    )  # fmt: skip
+    print(evaluation_cost.table(measured.costs), evaluation_cost.findings(measured), sep="\n")
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(
@@ -91,6 +101,11 @@ def _arguments() -> argparse.Namespace:
     of_step.add_argument("--anchors", type=_positive, default=1, help="per location (1)")
     of_step.add_argument("--size", type=_size, default=(800, 1333), metavar="HxW", help="of the image (800x1333)")
     of_step.add_argument("--backbone", default="resnet50", help="of model.backbone.name (resnet50)")
+    of_evaluation = _command(commands, evaluation)
+    of_evaluation.add_argument("--images", type=_positive, default=19_809, help="(19809: LVIS val)")
+    of_evaluation.add_argument("--classes", type=_positive, default=1203, help="(1203: LVIS)")
+    of_evaluation.add_argument("--detections", type=_positive, default=300, help="per image (300)")
+    of_evaluation.add_argument("--subset", type=int, default=200, help="images that lvis scores too, 0: none (200)")
     arguments = parser.parse_args()
     if arguments.measure is losses and arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU")

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint's model, or score saved detections, and print the table of AP."""
+"""Evaluate a checkpoint's model, or score saved detections: print the table of AP, write a report, compare runs."""
 
 import argparse
 import json
@@ -11,11 +11,16 @@ from detector.config import load_config
 from detector.distributed import process_group
 from detector.errors import readable_errors
 from detector.evaluation import table
-from detector.scoring import score_checkpoint, score_file
+from detector.evaluation.official import differences_line
+from detector.reporting import compare_saved, report_checkpoint, report_saved
+from detector.scoring import read_saved, score_checkpoint, score_saved
 
 _USAGE = """
-  %(prog)s --config FILE --checkpoint PATH [--detections FILE] [--out FILE] [section.key=value ...]
-  %(prog)s --annotations FILE --results FILE [--train-annotations FILE] [--protocol lvis|coco] [--out FILE]"""
+  %(prog)s --config FILE --checkpoint PATH [--detections FILE] [--fixed-ap] [--out FILE] [--report DIR]
+           [section.key=value ...]
+  %(prog)s --annotations FILE --results FILE [--train-annotations FILE] [--protocol lvis|coco] [--fixed-ap] [--official]
+           [--out FILE] [--report DIR [--images DIR]]
+  %(prog)s --annotations FILE --compare FILE FILE ... --report DIR [--train-annotations FILE] [--protocol lvis|coco]"""
 
 
 def main() -> None:
@@ -23,27 +28,59 @@ def main() -> None:
     with readable_errors():
         for path in filter(None, (arguments.out, arguments.detections)):
             path.parent.mkdir(parents=True, exist_ok=True)  # before the work: failing here after it would cost hours
-        result = _score_saved(arguments) if arguments.results else _score_model(arguments)
-        if result is None:  # not rank 0
-            return
-        print(table(result))
-        if arguments.out:
-            arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        if arguments.report:
+            arguments.report.mkdir(parents=True, exist_ok=True)
+        if arguments.compare:
+            _compare(arguments)
+        elif arguments.results:
+            _score_saved(arguments)
+        else:
+            _score_model(arguments)
 
 
-def _score_saved(arguments: argparse.Namespace) -> dict:
-    return score_file(
+def _compare(arguments: argparse.Namespace) -> None:
+    page = compare_saved(
+        arguments.annotations,
+        arguments.compare,
+        arguments.report,
+        protocol=arguments.protocol or "auto",
+        train_annotations=arguments.train_annotations,
+    )
+    print(f"comparison: {page}")
+
+
+def _score_saved(arguments: argparse.Namespace) -> None:
+    saved = read_saved(
         arguments.annotations,
         arguments.results,
         protocol=arguments.protocol or "auto",
         train_annotations=arguments.train_annotations,
     )
+    _tell(score_saved(saved, with_fixed_ap=arguments.fixed_ap, with_official=arguments.official), arguments.out)
+    if arguments.report:
+        print(f"report: {report_saved(saved, arguments.results, arguments.report, images=arguments.images)}")
 
 
-def _score_model(arguments: argparse.Namespace) -> dict | None:
-    config = load_config(arguments.config, arguments.overrides)
+def _score_model(arguments: argparse.Namespace) -> None:
+    config, detections = load_config(arguments.config, arguments.overrides), arguments.detections
+    if arguments.report and not detections:
+        detections = arguments.report / "detections.npz"
+    options = {"detections_path": detections, "with_fixed_ap": arguments.fixed_ap}
     with process_group(config.device) as process:
-        return score_checkpoint(config, arguments.checkpoint, process, detections_path=arguments.detections)
+        result = score_checkpoint(config, arguments.checkpoint, process, **options)
+    if result is None:  # not rank 0
+        return
+    _tell(result, arguments.out)
+    if arguments.report:
+        print(f"report: {report_checkpoint(config, arguments.checkpoint, result, detections, arguments.report)}")
+
+
+def _tell(result: dict, out: Path | None) -> None:
+    print(table(result))
+    if "official" in result:
+        print(differences_line(result["official"]))
+    if out:
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
@@ -51,17 +88,38 @@ def _arguments() -> argparse.Namespace:
     model = parser.add_argument_group("evaluate a checkpoint's model on the validation set of a configuration")
     model.add_argument("--config", type=Path, metavar="FILE", help="YAML file")
     model.add_argument("--checkpoint", type=Path, metavar="PATH", help="checkpoint of a training run")
-    model.add_argument("--detections", type=Path, metavar="FILE", help="write the detections here as COCO results JSON")
+    model.add_argument(
+        "--detections", type=Path, metavar="FILE", help="keep the detections here, as .npz or COCO results .json"
+    )
     model.add_argument("overrides", nargs="*", metavar="section.key=value", help="for instance eval.protocol=coco")
     saved = parser.add_argument_group("score saved detections")
     saved.add_argument("--annotations", type=Path, metavar="FILE", help="ground truth, COCO or LVIS JSON")
-    saved.add_argument("--results", type=Path, metavar="FILE", help="detections, COCO results JSON")
+    saved.add_argument(
+        "--results", type=Path, metavar="FILE", help="detections, .npz of --detections or COCO results JSON"
+    )
+    saved.add_argument(
+        "--compare", type=Path, metavar="FILE", nargs="+",
+        help="compare files of detections, all with the first, with bootstrap intervals; writes compare.html to --report",
+    )  # fmt: skip
+    saved.add_argument("--images", type=Path, metavar="DIR", help="folder of the images, for pictures in the report")
     saved.add_argument(
         "--train-annotations", type=Path, metavar="FILE",
         help="training set to take r/c/f from: as it states them, or up to 10, up to 100, and more training images",
     )  # fmt: skip
     saved.add_argument("--protocol", choices=("auto", "lvis", "coco"), help="auto (default): as the annotations are")
+    saved.add_argument(
+        "--official", action="store_true",
+        help="also score with the package lvis or pycocotools, and print the largest difference (for hundreds of images)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fixed-ap", action="store_true",
+        help="also the AP of the 10000 best detections of each class, with no limit per image (Dave et al. 2021)",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the result here as JSON")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR",
+        help="write report.html here: curves, errors, calibration, the worst mistakes, all classes; also as CSV and JSON",
+    )  # fmt: skip
     arguments = parser.parse_intermixed_args()
     _check_mode(parser, arguments)
     return arguments
@@ -71,20 +129,38 @@ def _check_mode(parser: argparse.ArgumentParser, given: argparse.Namespace) -> N
     """End with a usage error unless the arguments are those of one mode, and complete."""
     model = {"--config": given.config, "--checkpoint": given.checkpoint}
     saved = {"--annotations": given.annotations, "--results": given.results}
+    if given.compare:
+        saved = {"--annotations": given.annotations, "--compare": given.compare, "--report": given.report}
     of_model = model | {"--detections": given.detections, "section.key=value": given.overrides}
     of_saved = saved | {"--train-annotations": given.train_annotations, "--protocol": given.protocol}
+    of_saved |= {"--official": given.official, "--compare": given.compare, "--images": given.images}
+    of_saved.pop("--report", None)
     for_model, for_saved = ([name for name, value in mode.items() if value] for mode in (of_model, of_saved))
     if for_model and for_saved:
         parser.error(f"{', '.join(for_saved)} cannot be used together with {', '.join(for_model)}")
     if not for_model and not for_saved:
-        parser.error("give --config and --checkpoint, or --annotations and --results")
+        parser.error("give --config and --checkpoint, or --annotations and --results or --compare")
     missing = [name for name, value in (model if for_model else saved).items() if not value]
     if missing:
         parser.error(f"{' '.join(for_model or for_saved)}: needs {' and '.join(missing)} too")
+    if given.images and not given.report:
+        parser.error("--images: needs --report too")
+    if given.compare:
+        _check_comparison(parser, given)
     for option in ("out", "detections"):
         path = getattr(given, option)
         if path and path.is_dir():
             parser.error(f"--{option}: {path} is a folder; name a file")
+
+
+def _check_comparison(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    alone = {"--results": given.results, "--images": given.images, "--official": given.official}
+    alone |= {"--fixed-ap": given.fixed_ap, "--out": given.out}
+    others = [name for name, value in alone.items() if value]
+    if others:
+        parser.error(f"--compare cannot be used together with {', '.join(others)}")
+    if len(set(given.compare)) < max(2, len(given.compare)):
+        parser.error("--compare: name two files or more, each once")
 
 
 if __name__ == "__main__":

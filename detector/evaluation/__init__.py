@@ -1,9 +1,10 @@
 """Scoring of detections, without the official packages and with their numbers."""
 
 from .columnar import ColumnarEvaluator
-from .ground_truth import COCO, LVIS, PROTOCOLS, GroundTruth, Protocol, choose_protocol
-from .metrics import summarize, table
-from .results import DetectionColumns, ResultsError, read_results, write_results
+from .columns import DetectionColumns, ResultsError
+from .ground_truth import COCO, LVIS, PROTOCOLS, GroundTruth, Protocol, choose_protocol, fixed_ap
+from .metrics import summarize, summarize_fixed_ap, table
+from .results import read_results, write_results
 
 __all__ = [
     "COCO",
@@ -15,8 +16,10 @@ __all__ = [
     "Protocol",
     "ResultsError",
     "choose_protocol",
+    "fixed_ap",
     "read_results",
     "summarize",
+    "summarize_fixed_ap",
     "table",
     "write_results",
 ]

@@ -18,6 +18,7 @@ class Protocol(NamedTuple):
     federated: bool  # an image is only judged on classes known to be present or absent in it
     per_image: int | None  # detections of an image that count, over all classes
     limits: tuple[int, ...]  # rising: detections that count per class and image, each giving numbers of its own
+    per_class: int | None = None  # detections of a class that count, over all images
 
 
 # With 300 an image there cannot be more of a class: the limit per class then cuts nothing.
@@ -124,6 +125,18 @@ class GroundTruth(NamedTuple):
 def out_of_range(areas: NDArray[np.float64]) -> NDArray[np.bool_]:
     """(G,) areas -> (G, S), True where an area lies outside of a size range."""
     return (areas[:, None] < SIZE_RANGES[:, 0]) | (areas[:, None] > SIZE_RANGES[:, 1])
+
+
+def fixed_ap(ground_truth: GroundTruth, *, detections_per_class: int = 10_000) -> GroundTruth:
+    """The same objects, by the rules of "Fixed AP" (Dave et al. 2021, arXiv:2102.01066).
+
+    A limit per image lets the classes compete for places, so that a class gains when others are scored lower. Fixed AP
+    limits each class by itself: its best detections of all images count, however many are in one image. Those which
+    federated annotation leaves unjudged are among them. Equal scores rank by image, then as within the image.
+    """
+    limit = detections_per_class
+    rules = ground_truth.protocol._replace(per_image=None, limits=(limit,), per_class=limit)
+    return ground_truth._replace(protocol=rules)
 
 
 def choose_protocol(name: str, annotations: Annotations) -> Protocol:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .columnar import IOU_THRESHOLDS, Curves
+from .columnar import ColumnarEvaluator, Curves
 from .ground_truth import GroundTruth, Protocol
+from .matching import IOU_THRESHOLDS
 
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)  # rows of SIZE_RANGES
 _SIZES = {"s": _SMALL, "m": _MEDIUM, "l": _LARGE}
@@ -39,14 +40,9 @@ def summarize(
         `support`: for each AP the classes and objects that it is a mean over (None for unknown frequencies);
         `protocol`: the rules; `classes`: a row for each class.
     """
-    precision, protocol = curves.precision[..., -1], ground_truth.protocol
-    groups = {f: [c for c, of_class in enumerate(frequencies or ()) if of_class == f] for f in _FREQUENCIES}
+    protocol, groups = ground_truth.protocol, _groups(frequencies)
     return {
-        "AP": _mean_percent(precision[..., _ALL]),
-        "AP50": _mean_percent(precision[_threshold(0.5), ..., _ALL]),
-        "AP75": _mean_percent(precision[_threshold(0.75), ..., _ALL]),
-        **{f"AP{size}": _mean_percent(precision[..., s]) for size, s in _SIZES.items()},
-        **{f"AP{f}": _mean_percent(precision[:, :, group, _ALL]) for f, group in groups.items()},
+        **_average_precisions(curves.precision[..., -1], groups),
         **_recalls(curves.recall, protocol),
         "support": _support(curves.num_objects, groups if frequencies else None),
         "protocol": _describe(protocol, ground_truth.num_images, score_threshold),
@@ -54,8 +50,28 @@ def summarize(
     }
 
 
+def summarize_fixed_ap(evaluator: ColumnarEvaluator, frequencies: Sequence[str] | None = None) -> dict[str, Any]:
+    """What `summarize` does not have: the AP numbers of an evaluator by the rules of `ground_truth.fixed_ap`.
+
+    Returns:
+        AP_fixed, AP50_fixed, …, APf_fixed, and `fixed_ap`: how many detections of a class count, and how many of the
+        classes have fewer (more detections in an image could find more objects of them).
+    """
+    curves, truth = evaluator.accumulate(), evaluator.ground_truth
+    counts = np.bincount(evaluator.state().cell % truth.num_classes, minlength=truth.num_classes)
+    limit = truth.protocol.per_class
+    return {
+        **{f"{k}_fixed": v for k, v in _average_precisions(curves.precision[..., -1], _groups(frequencies)).items()},
+        "fixed_ap": {
+            "detections_per_class": limit,
+            "classes": truth.num_classes,
+            "classes_with_fewer": int(np.count_nonzero(counts < limit)),
+        },
+    }
+
+
 def table(result: dict[str, Any]) -> str:
-    """The result of `summarize` as lines of text: the protocol, AP with its support, and the recalls."""
+    """The result of `summarize` as lines of text: the protocol, AP with its support, the recalls, and Fixed AP if there."""
     protocol = result["protocol"]
     limit, per = protocol["detections_per_image"], "image"
     if limit is None:
@@ -71,12 +87,39 @@ def table(result: dict[str, Any]) -> str:
         support = result["support"][key] or {"classes": "-", "objects": "-"}
         lines.append(f"{key:<6}{_one_decimal(result[key]):>9}{support['classes']:>9}{support['objects']:>9}")
     recalls = [f"{key} {_one_decimal(value)}" for key, value in result.items() if key.startswith("AR")]
-    return "\n".join([*lines, "recall: " + ", ".join(recalls)])
+    return "\n".join([*lines, "recall: " + ", ".join(recalls), *_fixed_lines(result)])
 
 
 def line(result: dict[str, Any]) -> str:
     """The AP numbers of `summarize` on one line of text, for in between."""
     return ", ".join(f"{key} {_one_decimal(result[key])}" for key in _AP_KEYS)
+
+
+def _fixed_lines(result: dict[str, Any]) -> list[str]:
+    if "fixed_ap" not in result:
+        return []
+    rule, numbers = result["fixed_ap"], [f"{k}_fixed {_one_decimal(result[f'{k}_fixed'])}" for k in _AP_KEYS]
+    return [
+        f"Fixed AP (Dave et al. 2021): the best {rule['detections_per_class']} detections of each class in all images; "
+        f"{rule['classes_with_fewer']} of {rule['classes']} classes have fewer",
+        ", ".join(numbers),
+    ]
+
+
+def _groups(frequencies: Sequence[str] | None) -> dict[str, list[int]]:
+    """The labels of each frequency."""
+    return {f: [c for c, of_class in enumerate(frequencies or ()) if of_class == f] for f in _FREQUENCIES}
+
+
+def _average_precisions(precision: NDArray[np.float64], groups: dict[str, list[int]]) -> dict[str, float | None]:
+    """The numbers of `_AP_KEYS`, from precision (T, R, K, S)."""
+    return {
+        "AP": _mean_percent(precision[..., _ALL]),
+        "AP50": _mean_percent(precision[_threshold(0.5), ..., _ALL]),
+        "AP75": _mean_percent(precision[_threshold(0.75), ..., _ALL]),
+        **{f"AP{size}": _mean_percent(precision[..., s]) for size, s in _SIZES.items()},
+        **{f"AP{f}": _mean_percent(precision[:, :, group, _ALL]) for f, group in groups.items()},
+    }
 
 
 def _mean_percent(values: NDArray[np.float64]) -> float | None:

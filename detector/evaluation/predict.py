@@ -13,9 +13,9 @@ from ..model.postprocess import Detections, Postprocess, detect, rescale
 from ..model.retinanet import RetinaNet
 from ..progress import progress_bar
 from .columnar import ColumnarEvaluator
-from .ground_truth import GroundTruth
-from .metrics import summarize
-from .results import DetectionColumns
+from .columns import DetectionColumns
+from .ground_truth import GroundTruth, fixed_ap
+from .metrics import summarize, summarize_fixed_ap
 
 # AP of rare classes lives on detections with low scores.
 _LVIS_SCORE_THRESHOLD = 1e-3
@@ -63,17 +63,27 @@ class Evaluation:
         for batch in progress_bar(self.batches, desc="evaluate", unit="batch", disable=quiet, leave=False):
             yield _columns(batch, detect(network, batch.images, batch.padded_size, self.postprocess))
 
-    def score(self, detections: Iterable[DetectionColumns]) -> dict | None:
-        """The result of every process's `detections`, on rank 0; None on the others."""
-        evaluator = ColumnarEvaluator(self.ground_truth)
+    def score(self, detections: Iterable[DetectionColumns], *, with_fixed_ap: bool = False) -> dict | None:
+        """The result of every process's `detections`, on rank 0; None on the others.
+
+        Args:
+            with_fixed_ap: with "Fixed AP" beside the protocol's numbers (see `ground_truth.fixed_ap`).
+        """
+        evaluators = [ColumnarEvaluator(self.ground_truth)]
+        evaluators += [ColumnarEvaluator(fixed_ap(self.ground_truth))] if with_fixed_ap else []
         for columns in detections:
-            evaluator.add(*columns)
-        states = gather_on_rank_zero(evaluator.state())
+            for evaluator in evaluators:
+                evaluator.add(*columns)
+        states = gather_on_rank_zero([evaluator.state() for evaluator in evaluators])
         if states is None:
             return None
-        for state in states[1:]:
-            evaluator.merge(state)
-        return summarize(
+        for of_rank in states[1:]:
+            for evaluator, state in zip(evaluators, of_rank, strict=True):
+                evaluator.merge(state)
+        return self._summarize(*evaluators)
+
+    def _summarize(self, evaluator: ColumnarEvaluator, fixed: ColumnarEvaluator | None = None) -> dict:
+        result = summarize(
             evaluator.accumulate(),
             self.ground_truth,
             category_ids=self.category_ids,
@@ -82,17 +92,18 @@ class Evaluation:
             train_image_counts=self.train_image_counts,
             score_threshold=self.postprocess.score_threshold,
         )
+        return result | (summarize_fixed_ap(fixed, self.frequencies) if fixed else {})
 
 
 def _columns(batch: Batch, detections: Sequence[Detections]) -> DetectionColumns:
     """The detections in each image of a batch, in the pixels of the original images."""
     sizes = [tuple(image.shape[-2:]) for image in batch.images]
     found = [rescale(*each) for each in zip(detections, sizes, batch.original_sizes, strict=True)]
-    boxes = torch.cat([f.boxes for f in found]).cpu().double().numpy()
+    boxes = torch.cat([f.boxes for f in found]).cpu().numpy()
     return DetectionColumns(
         image_index=np.repeat(np.array(batch.image_indices, np.int64), [len(f.boxes) for f in found]),
         labels=torch.cat([f.labels for f in found]).cpu().numpy(),
-        # float64 of the float32 corners: written to a file and read back, these are the same numbers.
+        # float32, as files hold it: what is written and read back is the same numbers.
         boxes_xywh=np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1),
-        scores=torch.cat([f.scores for f in found]).cpu().double().numpy(),
+        scores=torch.cat([f.scores for f in found]).cpu().numpy(),
     )

@@ -78,6 +78,40 @@ def test_lvis_protocol_needs_lvis_annotations(call, is_error, trained, shapes, t
     assert is_error(done, "eval.protocol: val.json", "use the coco protocol")
 
 
+@pytest.mark.parametrize(("protocol", "package"), [("lvis", "lvis 0.5.3"), ("coco", "pycocotools 2.")])
+def test_the_official_package_is_asked_too_and_agrees(call, tmp_path, protocol, package):
+    near = OBJECT | {"bbox": [14, 12, 50, 50], "score": 0.7}  # IoU 0.79
+    write_case(tmp_path, [near, near | {"category_id": 77, "score": 0.9}, near | {"category_id": 4}])
+    done = call("eval", *SAVED, "--protocol", protocol, "--official", "--out", "out.json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert f"official {package}" in done.out
+    assert "largest difference 0 over " in done.out
+    assert "numbers in percent, 0 in precision, 0 in recall" in done.out
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["AP"] == pytest.approx(60)  # 6 of the 10 thresholds
+    numbers = {"in_numbers": 0, "in_precision": 0, "in_recall": 0}
+    assert written["official"] == {**written["official"], **numbers}
+
+
+def test_the_official_package_does_not_know_groups_that_the_annotations_do_not_state(call, tmp_path):
+    dataset = without_lvis_fields(DATASET) | {"images": IMAGES}
+    write_case(tmp_path, [OBJECT | {"score": 0.8}], dataset)
+    assert "largest difference 0 over 10 numbers" in call("eval", *SAVED, "--official", cwd=tmp_path).out
+
+
+def test_fixed_ap_is_a_number_of_its_own_that_warns_of_too_few_detections(call, caplog, tmp_path):
+    # 300 wrong detections of one class keep those of the other out of LVIS's numbers.
+    wrong = [OBJECT | {"category_id": 4, "score": 0.9}] * 300
+    write_case(tmp_path, [*wrong, OBJECT | {"score": 0.8}])
+    done = call("eval", *SAVED, "--fixed-ap", "--out", "out.json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert (written["AP"], written["AP_fixed"]) == (0, pytest.approx(100))
+    assert "AP_fixed 100.0, AP50_fixed 100.0" in done.out
+    assert "2 of 2 classes have fewer; the model must give more in an image: raise test.detections_per" in caplog.text
+    assert "fixed" not in call("eval", *SAVED, cwd=tmp_path).out.lower()
+
+
 def test_training_set_of_other_classes_is_an_error(call, is_error, tmp_path):
     write_case(tmp_path, [])
     (tmp_path / "train.json").write_text(json.dumps(DATASET | {"categories": [*CATEGORIES, {"id": 5, "name": "cat"}]}))
@@ -97,6 +131,8 @@ def test_training_set_of_other_classes_is_an_error(call, is_error, tmp_path):
         (["--config", "a", "--checkpoint", "b", "--protocol", "coco"], "--protocol cannot be used together with"),
         ([*SAVED, "seed=1"], "--annotations, --results cannot be used together with section.key=value"),
         ([*SAVED, "--detections", "a"], "--annotations, --results cannot be used together with --detections"),
+        (["--config", "a", "--checkpoint", "b", "--official"], "--official cannot be used together with --config"),
+        (["--fixed-ap"], "give --config and --checkpoint, or --annotations and --results"),
         ([*SAVED, "--out", "."], "--out: . is a folder; name a file"),
     ],
 )
@@ -118,26 +154,30 @@ def test_checkpoint_scores_as_at_the_end_of_its_training(call, trained):
     assert table in trained.done.out
 
 
-def test_saved_detections_score_exactly_as_their_model(call, trained, shapes, tmp_path):
-    options = ("--detections", tmp_path / "new" / "dets.json", "--out", tmp_path / "model.json")
+@pytest.mark.parametrize("suffix", ["npz", "json"])
+def test_saved_detections_score_exactly_as_their_model(call, trained, shapes, tmp_path, suffix):
+    options = ("--detections", tmp_path / "new" / f"dets.{suffix}", "--out", tmp_path / "model.json", "--fixed-ap")
     call("eval", "--config", "tiny.yaml", "--checkpoint", trained.checkpoint, *options, cwd=trained.home)
-    files = ("--annotations", shapes.val, "--results", "new/dets.json", "--train-annotations", shapes.train)
-    done = call("eval", *files, "--out", "saved.json", cwd=tmp_path)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [f"dets.{suffix}"]
+    files = ("--annotations", shapes.val, "--results", f"new/dets.{suffix}", "--train-annotations", shapes.train)
+    done = call("eval", *files, "--fixed-ap", "--out", "saved.json", cwd=tmp_path)
     assert done.code == 0, done.err
     model, saved = (json.loads((tmp_path / name).read_text()) for name in ("model.json", "saved.json"))
     assert model["protocol"].pop("score_threshold") == 0
     assert saved["protocol"].pop("score_threshold") is None  # the file does not say
     assert model == saved
+    assert model["AP_fixed"] > 1
 
 
 def test_two_processes_find_and_score_what_one_does(call, start, trained, tmp_path):
     arguments = ("--config", trained.config, "--checkpoint", trained.checkpoint, "device=cpu")
-    one = call("eval", *arguments, "--detections", "one.json", cwd=tmp_path)
-    two = start("eval", *arguments, "--detections", "two.json", cwd=tmp_path, processes=2)
+    one = call("eval", *arguments, "--fixed-ap", "--detections", "one.npz", cwd=tmp_path)
+    two = start("eval", *arguments, "--fixed-ap", "--detections", "two.npz", cwd=tmp_path, processes=2)
     assert two.code == 0, two.err
     assert two.out == one.out
-    assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
-    assert two.err.count("numbers are comparable only with") == 1
+    assert (tmp_path / "two.npz").read_bytes() == (tmp_path / "one.npz").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.npz", "two.npz"]
+    assert two.err.count("numbers are comparable only with") == two.err.count("Fixed AP is over 10000") == 1
 
 
 def test_frequencies_are_those_of_the_training_set(call, trained, shapes, tmp_path):
@@ -183,6 +223,22 @@ def test_lvis_numbers_that_nobody_can_compare_are_warned_about(call, caplog, tra
 def test_model_that_cannot_be_evaluated_gives_one_line(call, is_error, trained, arguments, texts):
     arguments = [trained.checkpoint if argument == "CHECKPOINT" else argument for argument in arguments]
     assert is_error(call("eval", "--config", "tiny.yaml", *arguments, cwd=trained.home), *texts)
+
+
+def test_detections_of_an_unknown_suffix_are_an_error_before_the_work(call, is_error, trained, tmp_path):
+    options = ("--config", trained.config, "--checkpoint", "none.pt", "--detections", "dets.pkl")
+    assert is_error(call("eval", *options, cwd=tmp_path), "dets.pkl: detections are written as .npz or .json")
+
+
+def test_saved_detections_and_annotations_of_different_images_are_an_error(call, is_error, trained, shapes, tmp_path):
+    options = ("--config", trained.config, "--checkpoint", trained.checkpoint, "--detections", "dets.npz")
+    assert call("eval", *options, cwd=tmp_path).code == 0
+    content = json.loads(shapes.val.read_text())
+    removed = content["images"].pop()["id"]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != removed]
+    (tmp_path / "fewer.json").write_text(json.dumps(content))
+    done = call("eval", "--annotations", "fewer.json", "--results", "dets.npz", cwd=tmp_path)
+    assert is_error(done, "dets.npz: detections in 7 images", f"do not have 1, with the image ids {removed}")
 
 
 def test_classes_of_checkpoint_and_data_must_agree(call, is_error, trained, shapes, tmp_path):

@@ -1,19 +1,13 @@
 """The official evaluators as oracles, and random datasets full of corners to compare with them."""
 
-import contextlib
 import copy
-import io
-import logging
-import sys
-import types
 from typing import NamedTuple
 
 import numpy as np
-import pycocotools.coco
-import pycocotools.cocoeval
 import pytest
 
 from detector.evaluation import ColumnarEvaluator, GroundTruth, summarize
+from detector.evaluation.official import score_with_lvis, score_with_pycocotools
 
 
 class Case(NamedTuple):
@@ -29,62 +23,16 @@ class Scored(NamedTuple):
     result: dict
 
 
-def _import_lvis():
-    """PyPI lvis 0.5.3 as it is, with or without its OpenCV and matplotlib, on any numpy, leaving nothing behind."""
-    handlers, level = list(logging.root.handlers), logging.root.level
-    drawing = types.ModuleType("lvis.vis")  # the real one imports OpenCV and matplotlib, which scoring does not need
-    drawing.LVISVis = None
-    sys.modules["lvis.vis"] = drawing
-    try:
-        import lvis
-    finally:
-        for name in [name for name in sys.modules if name.split(".")[0] == "lvis"]:
-            del sys.modules[name]
-        logging.root.handlers[:] = handlers  # importing lvis configures the root logger
-        logging.root.setLevel(level)
-    old_numpy = types.ModuleType("numpy as lvis knew it")
-    old_numpy.__getattr__ = lambda name: float if name == "float" else getattr(np, name)
-    lvis.eval.np = old_numpy
-    return lvis
-
-
 @pytest.fixture(scope="session")
 def lvis_oracle():
-    """case -> (precision (T, R, K, S), recall (T, K, S), results by name) of the official LVIS package."""
-    lvis = _import_lvis()
-
-    class Given(lvis.LVIS):
-        def _load_json(self, dataset):
-            return dataset
-
-    def score(case):
-        case = copy.deepcopy(case)  # lvis writes into what it is given
-        truth = Given(case.dataset)
-        evaluation = lvis.LVISEval(truth, lvis.LVISResults(truth, case.results), "bbox")
-        evaluation.run()
-        return evaluation.eval["precision"], evaluation.eval["recall"], evaluation.get_results()
-
-    logging.getLogger("lvis").setLevel(logging.ERROR)
-    return score
+    """(case, options) -> Official of the LVIS package."""
+    return lambda case, **options: score_with_lvis(*copy.deepcopy(case), **options)  # it writes into what it is given
 
 
 @pytest.fixture(scope="session")
 def coco_oracle():
-    """case -> (precision (T, R, K, S, M), recall (T, K, S, M), the twelve numbers) of pycocotools."""
-
-    def score(case):
-        case = copy.deepcopy(case)
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth = pycocotools.coco.COCO()
-            truth.dataset = case.dataset
-            truth.createIndex()
-            evaluation = pycocotools.cocoeval.COCOeval(truth, truth.loadRes(case.results), "bbox")
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
-        return evaluation.eval["precision"], evaluation.eval["recall"], evaluation.stats
-
-    return score
+    """case -> Official of pycocotools."""
+    return lambda case: score_with_pycocotools(*copy.deepcopy(case))
 
 
 @pytest.fixture(scope="session")
@@ -163,6 +111,19 @@ def score(ground_truth_of, columns_of):
 def random_case():
     """seed, sizes -> Case in which everything ties: whole-number boxes, few score values, repeated objects."""
     return _random_case
+
+
+@pytest.fixture(scope="session")
+def tiny_case():
+    """seed -> Case of at most 4 images and 3 classes, with crowds, and at least one detection."""
+
+    def make(seed):
+        rng = np.random.default_rng(1000 + seed)
+        sizes = {"images": (1, 5), "classes": (2, 4), "objects": (1, 5), "detections": (1, 9)}
+        sizes = {name: int(rng.integers(*bounds)) for name, bounds in sizes.items()}
+        return _random_case(2000 + seed, **sizes, crowd=True, corners=bool(rng.random() < 0.7))
+
+    return make
 
 
 def _random_case(seed, *, images=8, classes=6, objects=6, detections=30, crowd=False, corners=True):

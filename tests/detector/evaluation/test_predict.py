@@ -59,7 +59,7 @@ def test_every_image_is_evaluated_once_whatever_the_batches(evaluation_of, model
 
 def test_columns_are_those_that_files_of_results_hold(evaluation_of, model):
     columns = next(iter(evaluation_of().detections(model.network)))
-    assert [column.dtype for column in columns] == [np.int64, np.int64, np.float64, np.float64]
+    assert [column.dtype for column in columns] == [np.int64, np.int64, np.float32, np.float32]
     assert columns.boxes_xywh.shape == (len(columns.scores), 4)
 
 

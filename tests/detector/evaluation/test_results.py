@@ -1,4 +1,4 @@
-"""Results files: exact both ways, and one clear error for each way to be wrong."""
+"""Results files in JSON: exact both ways, and one clear error for each way to be wrong. For .npz see test_results_npz."""
 
 import json
 import logging
@@ -8,7 +8,11 @@ import pytest
 
 from detector.evaluation import DetectionColumns, ResultsError, read_results, write_results
 
-IDS = {"image_ids": np.array([5, 17, 300]), "category_ids": np.array([3, 7, 90])}
+IDS = {
+    "image_ids": np.array([5, 17, 300]),
+    "category_ids": np.array([3, 7, 90]),
+    "class_names": ("ant", "bee", "cat"),
+}
 GOOD = {"image_id": 17, "category_id": 90, "bbox": [1.5, 2, 3, 4.25], "score": 0.5}
 
 
@@ -92,6 +96,11 @@ def test_a_bad_file_is_one_clear_error(content, message, read):
         read(content)
 
 
+def test_a_mistake_is_told_by_its_place_in_the_whole_file(read):
+    with pytest.raises(ResultsError, match=r"field `score` - at `\$\[100003\]`"):
+        read([GOOD] * 100_003 + [{"image_id": 17, "category_id": 90, "bbox": [1, 2, 3, 4]}])
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ResultsError, match=r"nowhere.json: cannot read the results file: No such file"):
         read_results(tmp_path / "nowhere.json", **IDS)
@@ -101,4 +110,13 @@ def test_what_json_cannot_hold_is_not_written(tmp_path):
     columns = DetectionColumns(np.array([1]), np.array([2]), np.array([[1.5, 2, 3, 4.25]]), np.array([np.nan]))
     with pytest.raises(ResultsError, match="NaN or infinite"):
         write_results(tmp_path / "results.json", columns, **IDS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_another_suffix_is_not_written(tmp_path):
+    nothing = DetectionColumns(
+        np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+    )
+    with pytest.raises(ResultsError, match=r"detections.pkl: detections are written as \.npz or \.json"):
+        write_results(tmp_path / "detections.pkl", nothing, **IDS)
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,7 @@
+"""Pages that show where a detector is wrong, and how several compare."""
+
+from .comparison import write_comparison
+from .report import write_report
+from .subject import Subject
+
+__all__ = ["Subject", "write_comparison", "write_report"]
