@@ -4,14 +4,17 @@ A Python object per box would cost gigabytes in every worker process. I images, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .coco import CocoAnnotation, CocoImage, decode
+from . import annotation_cache
+from .coco import CocoImage, Objects, decode
 from .errors import DataError
+from .texts import Texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +31,7 @@ class Annotations:
     frequencies: tuple[str, ...] | None  # "r", "c" or "f" per class; None unless the file says so of every class
     image_ids: NDArray[np.int64]  # (I,) ascending
     image_sizes: NDArray[np.int32]  # (I, 2) height, width
-    file_names: NDArray[np.str_]  # (I,) relative to the folder of images
+    file_names: Texts  # I, relative to the folder of images
     offsets: NDArray[np.int64]  # (I + 1,)
     annotation_ids: NDArray[np.int64]  # (T,)
     boxes_xywh: NDArray[np.float64]  # (T, 4) as in the file, good or bad
@@ -41,6 +44,12 @@ class Annotations:
     not_exhaustive_offsets: NDArray[np.int64]  # (I + 1,) LVIS: classes of which not every object is annotated
     not_exhaustive_labels: NDArray[np.int32]
     is_lvis: bool  # whether any image has `neg_category_ids`, be the list empty or not
+    # Where the arrays are mapped from; None where this process holds them. `dataclasses.replace` does not take it over.
+    cached: annotation_cache.Cached | None = field(default=None, init=False)
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        """Other processes map the arrays too, rather than to get a copy of their own."""
+        return (_read_again, (self.path, self.cached.digest)) if self.cached else super().__reduce_ex__(protocol)
 
     def objects(self, image: int) -> slice:
         """Where the objects of an image lie in the arrays of length T."""
@@ -82,14 +91,27 @@ def read_annotations(path: Path | str) -> Annotations:
             category.
     """
     path = Path(path)
-    file = decode(path)
-    categories, images = sorted(file.categories, key=lambda c: c.id), sorted(file.images, key=lambda i: i.id)
+    try:
+        key = annotation_cache.key_of(path)
+        cached = annotation_cache.load(path, key)
+        if cached is None:
+            parsed = _parse(path)
+            cached = annotation_cache.save(path, key, *_to_cache(parsed))
+            if cached is None:
+                return parsed
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the annotation file: {error.strerror}") from error
+    return _from_cache(path, cached)
+
+
+def _parse(path: Path) -> Annotations:
+    content = decode(path)
+    categories, images = sorted(content.categories, key=lambda c: c.id), sorted(content.images, key=lambda i: i.id)
     category_ids = _unique_ids(path, "categories", [c.id for c in categories])
     image_ids = _unique_ids(path, "images", [i.id for i in images])
-    owners, labels = _checked_indices(path, file.annotations, image_ids, category_ids)
+    owners, labels = _checked_indices(path, content.objects, image_ids, category_ids)
     order = np.argsort(owners, kind="stable")
-    objects = [file.annotations[i] for i in order.tolist()]
-    boxes = np.array([o.bbox for o in objects], np.float64).reshape(-1, 4)
+    objects = Objects(*(column[order] for column in content.objects))
     frequencies = tuple(c.frequency for c in categories)
     negative = _class_lists([i.neg_category_ids for i in images], category_ids)
     not_exhaustive = _class_lists([i.not_exhaustive_category_ids for i in images], category_ids)
@@ -100,20 +122,47 @@ def read_annotations(path: Path | str) -> Annotations:
         frequencies=None if None in frequencies else frequencies,
         image_ids=image_ids,
         image_sizes=np.array([(i.height, i.width) for i in images], np.int32),
-        file_names=np.array([_file_name(path, i) for i in images]),
+        file_names=Texts.of(_file_name(path, i) for i in images),
         offsets=_offsets(owners, len(images)),
-        annotation_ids=np.array([o.id for o in objects], np.int64),
-        boxes_xywh=boxes,
+        annotation_ids=objects.ids,
+        boxes_xywh=objects.boxes_xywh,
         labels=labels[order].astype(np.int32),
-        areas=_areas(objects, boxes),
-        crowd=np.array([bool(o.iscrowd) for o in objects], np.bool_),
-        ignore=np.array([bool(o.ignore) for o in objects], np.bool_),
+        areas=objects.areas,
+        crowd=objects.crowd,
+        ignore=objects.ignore,
         negative_offsets=negative[0],
         negative_labels=negative[1],
         not_exhaustive_offsets=not_exhaustive[0],
         not_exhaustive_labels=not_exhaustive[1],
         is_lvis=any(i.neg_category_ids is not None for i in images),
     )
+
+
+def _to_cache(annotations: Annotations) -> tuple[dict[str, NDArray], dict[str, Any]]:
+    """The arrays, and what is small enough for JSON."""
+    values = {f.name: getattr(annotations, f.name) for f in fields(annotations) if f.name not in ("path", "cached")}
+    names = values.pop("file_names")
+    values |= {"name_content": names.content, "name_offsets": names.offsets}
+    arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    return arrays, {name: value for name, value in values.items() if name not in arrays}
+
+
+def _from_cache(path: Path, cached: annotation_cache.Cached) -> Annotations:
+    values = cached.arrays | cached.details
+    for name in ("class_names", "frequencies"):
+        values[name] = values[name] and tuple(values[name])
+    names = Texts(values.pop("name_content"), values.pop("name_offsets"))
+    annotations = Annotations(path=path, file_names=names, **values)
+    object.__setattr__(annotations, "cached", cached)  # frozen for all others
+    return annotations
+
+
+def _read_again(path: Path, digest: str) -> Annotations:
+    """The annotations that another process has read. Raises DataError if the file has changed since."""
+    annotations = read_annotations(path)
+    if digest != (annotations.cached.digest if annotations.cached else annotation_cache.digest_of(path)):
+        raise DataError(f"{path}: the annotation file was changed while it was in use; start again")
+    return annotations
 
 
 def _unique_ids(path: Path, key: str, ascending: list[int]) -> NDArray[np.int64]:
@@ -134,17 +183,17 @@ def _check_unique(path: Path, key: str, ascending: NDArray) -> None:
 
 
 def _checked_indices(
-    path: Path, annotations: list[CocoAnnotation], image_ids: NDArray, category_ids: NDArray
+    path: Path, objects: Objects, image_ids: NDArray, category_ids: NDArray
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(T,) indices of image and category of each annotation; DataError for repeated ids and unknown references."""
-    ids = np.array([a.id for a in annotations], np.int64)
+    ids = objects.ids
     _check_unique(path, "annotations", np.sort(ids))
     found = []
     for key, plural, known, wanted in (
-        ("image_id", "images", image_ids, [a.image_id for a in annotations]),
-        ("category_id", "categories", category_ids, [a.category_id for a in annotations]),
+        ("image_id", "images", image_ids, objects.image_ids),
+        ("category_id", "categories", category_ids, objects.category_ids),
     ):
-        index = _search(known, np.array(wanted, np.int64))
+        index = _search(known, wanted)
         unknown = np.flatnonzero(index < 0)
         if len(unknown):
             raise DataError(
@@ -164,12 +213,6 @@ def _search(known: NDArray, ids: NDArray) -> NDArray[np.int64]:
 
 def _offsets(owners: NDArray, num_images: int) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=num_images))]).astype(np.int64)
-
-
-def _areas(objects: list[CocoAnnotation], boxes_xywh: NDArray) -> NDArray[np.float64]:
-    with np.errstate(all="ignore"):  # bad boxes are legal here: `usable_objects` reports them
-        of_boxes = (boxes_xywh[:, 2] * boxes_xywh[:, 3]).tolist()
-    return np.array([a if o.area is None else o.area for o, a in zip(objects, of_boxes, strict=True)], np.float64)
 
 
 def _class_lists(lists: list[list[int] | None], category_ids: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

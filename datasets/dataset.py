@@ -11,7 +11,11 @@ from torch import Tensor
 from .annotations import Annotations
 from .boxes import clipped_boxes, usable_objects
 from .images import check_images, read_image
-from .transforms import View, apply_view
+from .transforms import View, apply_view, visible_fraction
+
+# An object of which less than this fraction of its box is left in the crop can no longer be told: it is ignored.
+MIN_VISIBLE = 0.25
+MIN_CROPPED_SIDE = 1.0  # pixels of the view: what a crop leaves of a box is dropped if a side is shorter
 
 
 class Targets(NamedTuple):
@@ -19,7 +23,7 @@ class Targets(NamedTuple):
 
     boxes: Tensor  # (G, 4) float32
     labels: Tensor  # (G,) int64 in [0, K)
-    ignore_boxes: Tensor  # (M, 4) float32, crowd and ignore
+    ignore_boxes: Tensor  # (M, 4) float32: crowd, ignore, and what a crop has left of an object, if it is little
 
 
 class DetectionDataset:
@@ -65,15 +69,22 @@ class DetectionDataset:
     def read(self, index: int, view: View) -> tuple[Tensor, Targets]:
         """An image, (3, h, w) uint8, and its targets, as `view` shows them.
 
+        Where the view crops, an object counts if at least a quarter of its box is left; less than that is ignored. Boxes of
+        which less than a pixel is left in height or width are dropped.
+
         Raises:
             DataError: the file is missing, damaged, or not of the size that the annotations give.
         """
         image = int(self.image_indices[index])
         pixels = read_image(self.images / str(self.annotations.file_names[image]), self.size(index))
         objects = self.annotations.objects(image)
-        usable, learned = self._usable[objects], self._learned[objects]
-        boxes_xywh, labels = self.annotations.boxes_xywh[objects][usable], self.annotations.labels[objects][learned]
-        tensor, boxes = apply_view(pixels, clipped_boxes(boxes_xywh, self.annotations.image_sizes[image]), view)
-        ignored = ~learned[usable]
-        arrays = boxes[~ignored], labels.astype(np.int64), boxes[ignored]
+        usable = self._usable[objects]
+        labels, learned = self.annotations.labels[objects][usable], self._learned[objects][usable]
+        whole = clipped_boxes(self.annotations.boxes_xywh[objects][usable], self.annotations.image_sizes[image])
+        tensor, boxes = apply_view(pixels, whole, view)
+        if view.crop:
+            learned &= visible_fraction(whole, view.crop) >= MIN_VISIBLE
+            large = (boxes[:, 2:] - boxes[:, :2] >= MIN_CROPPED_SIDE).all(axis=1)
+            boxes, labels, learned = boxes[large], labels[large], learned[large]
+        arrays = boxes[learned], labels[learned].astype(np.int64), boxes[~learned]
         return tensor, Targets(*map(torch.from_numpy, arrays))

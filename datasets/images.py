@@ -65,7 +65,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB. Raises ValueError for floating-point pixels."""
+    """An image of any mode as 8-bit RGB; the image itself if it is that. Raises ValueError for floating-point pixels."""
+    image.load()
     if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip at 255
         values = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
@@ -73,7 +74,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError("floating-point pixels have no known range; convert it to 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
         return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def check_images(annotations: Annotations, folder: Path | str) -> None:

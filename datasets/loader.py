@@ -13,18 +13,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .augmentation import Augmentation
 from .dataset import DetectionDataset, Targets
 from .errors import DataError
 from .samplers import TrainingStream
-from .transforms import View, draw_view, resized_size
+from .scenes import Scene, draw_scenes, read_scene, single
+from .transforms import View, resized_size
 
 
 class Batch(NamedTuple):
     """The images of one process in one step, or of one evaluation batch."""
 
-    images: list[Tensor]  # (3, h, w) uint8 RGB, not padded
+    images: list[Tensor]  # (3, h, w) uint8 RGB, not padded, channels last in memory
     targets: list[Targets]
-    image_indices: list[int]  # into the annotations
+    image_indices: list[int]  # into the annotations; of a mosaic or MixUp, its first image
     image_ids: list[int]
     original_sizes: list[tuple[int, int]]  # height, width before resizing
     padded_size: tuple[int, int]  # height, width of the largest image of the whole step, rounded up
@@ -67,6 +69,7 @@ def training_loader(
     seed: int,
     start_step: int,
     num_steps: int,
+    augmentation: Augmentation | None = None,
     images_per_pass: int | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -80,6 +83,7 @@ def training_loader(
     Args:
         stream: of indices of `dataset`.
         short_sides, long_side, flip: of the random views, see `draw_view`.
+        augmentation: beyond resizing and flipping; none by default.
         pad_multiple: both sides of `padded_size` are multiples of it.
         images_per_pass: None for all of a process's images at once.
         workers: processes that read images; 0 reads in this one.
@@ -93,8 +97,11 @@ def training_loader(
             f"batch_size {stream.batch_size} is not divisible by {world_size} processes times {per_pass} images per pass"
         )
     share = [i for i in range(stream.batch_size) if i // per_pass % world_size == rank]
-    draw = partial(draw_view, seed=seed, short_sides=tuple(short_sides), long_side=long_side, flip=flip)
-    batches = _TrainingBatches(dataset, stream, draw, pad_multiple, share)
+    draw = partial(
+        draw_scenes, stream, size_of=dataset.size, augmentation=augmentation or Augmentation(), seed=seed,
+        short_sides=tuple(short_sides), long_side=long_side, flip=flip,
+    )  # fmt: skip
+    batches = _TrainingBatches(dataset, draw, pad_multiple, share)
     return BatchLoader(batches, range(start_step, start_step + num_steps), workers)
 
 
@@ -129,19 +136,14 @@ def padded_size(sizes: Sequence[tuple[int, int]], multiple: int) -> tuple[int, i
 class _TrainingBatches(Dataset):
     """One process's share of a training step, by the number of the step."""
 
-    def __init__(
-        self, dataset: DetectionDataset, stream: TrainingStream, draw: Callable, pad_multiple: int, share: list[int]
-    ):
-        self.dataset, self.stream, self.draw, self.pad_multiple, self.share = dataset, stream, draw, pad_multiple, share
+    def __init__(self, dataset: DetectionDataset, draw: Callable, pad_multiple: int, share: list[int]):
+        self.dataset, self.draw, self.pad_multiple, self.share = dataset, draw, pad_multiple, share
 
     def __getitem__(self, step: int) -> "_Packed | DataError":
-        requests = [
-            (index, self.draw(self.dataset.size(index), position=position))
-            for index, position in self.stream.step(step)
-        ]
+        scenes = self.draw(step)
         # Of all images of the step, also those of other processes and passes: padding leaks into the results.
-        padded = padded_size([view.size for _, view in requests], self.pad_multiple)
-        return _read(self.dataset, [requests[i] for i in self.share], padded)
+        padded = padded_size([scene.size for scene in scenes], self.pad_multiple)
+        return _read(self.dataset, [scenes[i] for i in self.share], padded)
 
 
 class _EvaluationBatches(Dataset):
@@ -153,8 +155,8 @@ class _EvaluationBatches(Dataset):
 
     def __getitem__(self, number: int) -> "_Packed | DataError":
         indices = self.order[number * self.batch_size : (number + 1) * self.batch_size].tolist()
-        requests = [(index, self.view(self.dataset.size(index))) for index in indices]
-        return _read(self.dataset, requests, padded_size([view.size for _, view in requests], self.pad_multiple))
+        scenes = [single(index, self.view(self.dataset.size(index))) for index in indices]
+        return _read(self.dataset, scenes, padded_size([scene.size for scene in scenes], self.pad_multiple))
 
 
 def _test_view(size: tuple[int, int], *, short_side: int, long_side: int) -> View:
@@ -164,7 +166,7 @@ def _test_view(size: tuple[int, int], *, short_side: int, long_side: int) -> Vie
 class _Packed(NamedTuple):
     """A Batch on its way from a worker: one tensor, since each tensor there takes an open file of the 1,024 or so."""
 
-    pixels: Tensor  # of all images, one after the other
+    pixels: Tensor  # of all images, one after the other, each (h, w, 3)
     sizes: list[tuple[int, int]]
     targets: list[tuple[NDArray, ...]]
     image_indices: list[int]
@@ -175,7 +177,7 @@ class _Packed(NamedTuple):
     def unpack(self) -> Batch:
         parts = self.pixels.split([3 * height * width for height, width in self.sizes])
         return Batch(
-            images=[part.view(3, *size) for part, size in zip(parts, self.sizes, strict=True)],
+            images=[part.view(*size, 3).permute(2, 0, 1) for part, size in zip(parts, self.sizes, strict=True)],
             targets=[Targets(*map(torch.from_numpy, arrays)) for arrays in self.targets],
             image_indices=self.image_indices,
             image_ids=self.image_ids,
@@ -184,19 +186,19 @@ class _Packed(NamedTuple):
         )
 
 
-def _read(dataset: DetectionDataset, requests: list[tuple[int, View]], padded: tuple[int, int]) -> _Packed | DataError:
+def _read(dataset: DetectionDataset, scenes: list[Scene], padded: tuple[int, int]) -> _Packed | DataError:
     try:
-        images, targets = zip(*(dataset.read(index, view) for index, view in requests), strict=True)
+        images, targets = zip(*(read_scene(dataset, scene) for scene in scenes), strict=True)
     except DataError as error:
         return error  # raised in a worker, it would reach the user wrapped in a traceback
-    image_indices = [int(dataset.image_indices[index]) for index, _ in requests]
+    image_indices = [int(dataset.image_indices[scene.index]) for scene in scenes]
     return _Packed(
-        pixels=torch.cat([image.flatten() for image in images]),
-        sizes=[view.size for _, view in requests],
+        pixels=torch.cat([image.permute(1, 2, 0).flatten() for image in images]),
+        sizes=[scene.size for scene in scenes],
         targets=[tuple(tensor.numpy() for tensor in target) for target in targets],
         image_indices=image_indices,
         image_ids=dataset.annotations.image_ids[image_indices].tolist(),
-        original_sizes=[dataset.size(index) for index, _ in requests],
+        original_sizes=[dataset.size(scene.index) for scene in scenes],
         padded_size=padded,
     )
 

@@ -10,28 +10,49 @@ _ORDER, _REPEATS, _WINDOW = 1, 2, 3  # set the random numbers of different uses 
 _WINDOW_BATCHES = 32
 
 
-def repeat_factors(labels: NDArray, images: NDArray, *, num_images: int, threshold: float) -> NDArray[np.float64]:
+def repeat_factors(
+    labels: NDArray, images: NDArray, *, num_images: int, threshold: float, power: float = 0.5
+) -> NDArray[np.float64]:
     """How often each image should come in an epoch (Gupta et al. 2019, arXiv:1908.03195, section on repeat factors).
 
-    r_c = max(1, sqrt(threshold / f_c)), where f_c is the fraction of the images that hold class c. The factor of an image
-    is the maximum over its classes; that of an image without objects is 1.
+    r_c = max(1, (threshold / f_c) ** power), where f_c is the fraction of the images that hold class c; the paper has the
+    square root. The factor of an image is the maximum over its classes; that of an image without objects is 1.
 
     Args:
         labels: (T,) class of each object.
         images: (T,) index of its image, in [0, num_images).
         threshold: classes in a smaller fraction of the images are repeated.
+        power: 0 repeats nothing; 1 brings every class to the threshold, were there one class in an image.
 
     Returns:
         (N,) at least 1.
     """
     factors = np.ones(num_images)
-    if len(labels) == 0:
-        return factors
-    cells = np.unique(np.stack([images, labels]).astype(np.int64), axis=1)
-    image_counts = np.bincount(cells[1])
-    class_factors = np.sqrt(threshold / (image_counts.clip(min=1) / num_images)).clip(min=1)
-    np.maximum.at(factors, cells[0], class_factors[cells[1]])
+    cell_labels, cell_images = occurrences(labels, images, num_images=num_images)
+    image_counts = np.bincount(cell_labels)
+    class_factors = (threshold / (image_counts.clip(min=1) / num_images)) ** power
+    np.maximum.at(factors, cell_images, class_factors[cell_labels])
     return factors
+
+
+def instance_factors(images: NDArray, *, num_images: int) -> NDArray[np.float64]:
+    """Factors in proportion to each image's number of objects, 1 on average (Kang et al. 2020, arXiv:1910.09217, sec. 3).
+
+    "Instance-balanced" as of detection: every object comes as often as any other. An image without objects never comes.
+
+    Args:
+        images: (T,) index of the image of each object, in [0, num_images).
+    """
+    return np.bincount(images, minlength=num_images) * (num_images / max(1, len(images)))
+
+
+def occurrences(labels: NDArray, images: NDArray, *, num_images: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(P,) labels and (P,) images of the pairs of a class and an image that holds it, by rising label, then image.
+
+    Args:
+        labels, images: (T,) of each object.
+    """
+    return np.divmod(np.unique(np.asarray(labels, np.int64) * num_images + images), num_images)
 
 
 class TrainingStream:
@@ -80,11 +101,9 @@ class TrainingStream:
         return float(self._factors.sum())
 
     def sequence(self, epoch: int) -> NDArray[np.int64]:
-        """The images of an epoch in order: each as often as its rounded repeat factor says."""
+        """The images of an epoch in order."""
         if self._latest_epoch is None or self._latest_epoch[0] != epoch:
-            images = np.repeat(np.arange(len(self._factors)), self._repeats(epoch))
-            order = np.random.default_rng((_ORDER, self.seed, epoch)).permutation(len(images))
-            self._latest_epoch = (epoch, images[order])
+            self._latest_epoch = (epoch, self._drawn(epoch))
         return self._latest_epoch[1]
 
     def indices(self, positions: Sequence[int] | NDArray) -> NDArray[np.int64]:
@@ -108,6 +127,11 @@ class TrainingStream:
             positions = self._window(window)[batch]
         return list(zip(self.indices(positions).tolist(), positions.tolist(), strict=True))
 
+    def _drawn(self, epoch: int) -> NDArray[np.int64]:
+        """Each image as often as its rounded factor says."""
+        images = np.repeat(np.arange(len(self._factors)), self._repeats(epoch))
+        return images[np.random.default_rng((_ORDER, self.seed, epoch)).permutation(len(images))]
+
     def _repeats(self, epoch: int) -> NDArray[np.int64]:
         whole = np.floor(self._factors)
         if self._rounding == "stochastic":
@@ -125,3 +149,78 @@ class TrainingStream:
             order = np.random.default_rng((_WINDOW, self.seed, window)).permutation(_WINDOW_BATCHES)
             self._latest_window = (window, batches[order])
         return self._latest_window[1]
+
+
+class ClassAwareStream(TrainingStream):
+    """A stream in which every class has its turn equally often (Shen et al. 2016, arXiv:1512.05830, section 3.2).
+
+    An epoch is as long as the dataset. It goes round after round through the classes that have objects, in an order drawn
+    for each round, and a class's turn shows the next of its images, in an order drawn for each pass through them. An image
+    without objects never comes.
+
+    Args:
+        labels, images: (T,) class and image of each object, as `repeat_factors` wants them.
+        num_images, batch_size, seed, wide: as of TrainingStream.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray,
+        images: NDArray,
+        *,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        wide: NDArray[np.bool_] | None = None,
+    ):
+        super().__init__(num_images, batch_size=batch_size, seed=seed, wide=wide)
+        if len(labels) == 0:
+            raise ValueError("class-aware sampling needs objects, found none")
+        cell_labels, self._images = occurrences(labels, images, num_images=num_images)
+        _, self._first, self._counts = np.unique(cell_labels, return_index=True, return_counts=True)
+
+    def _drawn(self, epoch: int) -> NDArray[np.int64]:
+        random = np.random.default_rng((_ORDER, self.seed, epoch))
+        num_images, num_classes = len(self._factors), len(self._first)
+        rounds = -(-num_images // num_classes)
+        turns = np.stack([self._turns(k, rounds, random) for k in range(num_classes)], axis=1)  # (rounds, classes)
+        order = random.permuted(np.broadcast_to(np.arange(num_classes), turns.shape), axis=1)
+        return np.take_along_axis(turns, order, axis=1).ravel()[:num_images]
+
+    def _turns(self, k: int, rounds: int, random: np.random.Generator) -> NDArray[np.int64]:
+        """The images of the k-th class of those with objects in each round."""
+        images = self._images[self._first[k] : self._first[k] + self._counts[k]]
+        passes = -(-rounds // len(images))
+        return random.permuted(np.broadcast_to(images, (passes, len(images))), axis=1).ravel()[:rounds]
+
+
+def training_stream(
+    labels: NDArray,
+    images: NDArray,
+    *,
+    num_images: int,
+    name: Literal["random", "repeat_factor", "class_aware", "instance_balanced"],
+    threshold: float,
+    power: float,
+    rounding: Literal["ceil", "stochastic"],
+    batch_size: int,
+    seed: int,
+    wide: NDArray[np.bool_] | None = None,
+) -> TrainingStream:
+    """The stream of the sampler that is called `name`.
+
+    Args:
+        labels, images: (T,) class and image of each object.
+        threshold, power, rounding: of "repeat_factor"; see `repeat_factors` and TrainingStream.
+        num_images, batch_size, seed, wide: see TrainingStream.
+    """
+    options = {"num_images": num_images, "batch_size": batch_size, "seed": seed, "wide": wide}
+    if name == "class_aware":
+        return ClassAwareStream(labels, images, **options)
+    if name == "instance_balanced":  # most factors are below 1: rounded up, hardly any of them would differ
+        factors = instance_factors(images, num_images=num_images)
+        return TrainingStream(factors=factors, rounding="stochastic", **options)
+    if name == "repeat_factor":
+        factors = repeat_factors(labels, images, num_images=num_images, threshold=threshold, power=power)
+        return TrainingStream(factors=factors, rounding=rounding, **options)
+    return TrainingStream(**options)

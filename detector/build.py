@@ -11,10 +11,11 @@ import numpy as np
 from torch.amp import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
-from datasets.annotations import read_annotations
+from datasets.annotations import Annotations, read_annotations
+from datasets.augmentation import AUGMENTATIONS, Augmentation
 from datasets.emoji import draw_dataset
 from datasets.loader import BatchLoader, DetectionDataset, evaluation_loader, training_loader
-from datasets.samplers import TrainingStream, repeat_factors
+from datasets.samplers import TrainingStream, training_stream
 from losses import BOX_LOSSES, CLASSIFICATION_LOSSES, LOSSES_OF_COUNTS
 
 from . import config as c
@@ -61,9 +62,9 @@ def build_data(config: c.Config, process: Process) -> Data:
 
     Raises ConfigError for paths that are not set, DataError for everything that is wrong with the data.
     """
-    (annotations, images), (val_annotations, val_images) = _files(config.data, process, "train", "val")
-    train = DetectionDataset(read_annotations(annotations), images, keep_empty=config.data.keep_empty)
-    val = DetectionDataset(read_annotations(val_annotations), val_images)
+    (annotations, images), (val_annotations, val_images) = _splits(config.data, process, "train", "val")
+    train = DetectionDataset(annotations, images, keep_empty=config.data.keep_empty)
+    val = DetectionDataset(val_annotations, val_images)
     known, other = train.annotations, val.annotations
     classes = Classes.from_annotations(known, rare=config.data.rare, common=config.data.common)
     classes.check_same(other.category_ids, other.class_names, here=f"{known.path} (train)", there=f"{other.path} (val)")
@@ -72,8 +73,8 @@ def build_data(config: c.Config, process: Process) -> Data:
 
 def build_val(config: c.Config, process: Process) -> DetectionDataset:
     """The validation set alone: a trained model needs no training set to be evaluated. Raises as `build_data` does."""
-    ((annotations, images),) = _files(config.data, process, "val")
-    return DetectionDataset(read_annotations(annotations), images)
+    ((annotations, images),) = _splits(config.data, process, "val")
+    return DetectionDataset(annotations, images)
 
 
 def build_network(config: c.Model, num_classes: int, *, pretrained: bool = True) -> RetinaNet:
@@ -176,8 +177,8 @@ def build_training_loader(config: c.Config, data: Data, process: Process, *, fir
     return training_loader(
         data.train, data.stream,
         short_sides=config.data.short_sides, long_side=config.data.long_side, flip=config.data.flip,
-        pad_multiple=config.data.pad_multiple, seed=config.seed, start_step=first, num_steps=total - first,
-        images_per_pass=images_per_pass(config, process),
+        augmentation=_augmentation(config.data), pad_multiple=config.data.pad_multiple, seed=config.seed,
+        start_step=first, num_steps=total - first, images_per_pass=images_per_pass(config, process),
         rank=process.rank, world_size=process.world_size, workers=config.data.workers,
     )  # fmt: skip
 
@@ -208,7 +209,13 @@ def build_pictures(config: c.Config, data: Data, network: RetinaNet) -> np.ndarr
     )  # fmt: skip
 
 
-def _files(data: c.Data, process: Process, *names: Literal["train", "val"]) -> list[tuple[str | Path, str | Path]]:
+def _splits(data: c.Data, process: Process, *names: Literal["train", "val"]) -> list[tuple[Annotations, str | Path]]:
+    """Annotations and the folder of images of each split. Rank 0 parses the files, the others map the cache it leaves."""
+    files = _files(data, process, names)
+    return [(on_rank_zero(process, partial(read_annotations, annotations)), images) for annotations, images in files]
+
+
+def _files(data: c.Data, process: Process, names: Sequence[str]) -> list[tuple[str | Path, str | Path]]:
     """(annotations, images) of each of the splits."""
     if data.generate:
         with _config_errors("data.generate"):
@@ -227,15 +234,19 @@ def _files(data: c.Data, process: Process, *names: Literal["train", "val"]) -> l
     return [(split.annotations, split.images) for split in splits.values()]
 
 
+def _augmentation(data: c.Data) -> Augmentation:
+    chosen = {}
+    for name, kind in AUGMENTATIONS.items():
+        with _config_errors(f"data.{name}"):
+            chosen[name] = (options := getattr(data, name)) and kind(**options.options())
+    return Augmentation(**chosen)
+
+
 def _stream(config: c.Config, train: DetectionDataset) -> TrainingStream:
-    sampler, factors = config.data.sampler, None
-    if sampler.name == "repeat_factor":
-        labels, images = train.learned_objects()
-        factors = repeat_factors(labels, images, num_images=len(train), threshold=sampler.threshold)
     wide = train.sizes[:, 1] >= train.sizes[:, 0] if config.data.aspect_grouping else None
-    return TrainingStream(
-        len(train), batch_size=config.train.batch_size, seed=config.seed,
-        factors=factors, rounding=sampler.rounding, wide=wide,
+    return training_stream(
+        *train.learned_objects(), num_images=len(train), name=config.data.sampler.name, **config.data.sampler.options(),
+        batch_size=config.train.batch_size, seed=config.seed, wide=wide,
     )  # fmt: skip
 
 

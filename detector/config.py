@@ -1,6 +1,7 @@
 """The configuration: every key, its type, default and meaning. Frozen once loaded.
 
-The options of losses, matchers and the drawn dataset are the keyword parameters of the classes and functions themselves.
+The options of losses, matchers, augmentations and the drawn dataset are the keyword parameters of the classes and
+functions themselves.
 """
 
 import inspect
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
+from datasets.augmentation import AUGMENTATIONS
 from datasets.emoji import draw_dataset
 from losses import BOX_LOSSES, CLASSIFICATION_LOSSES
 
@@ -57,6 +59,7 @@ def _one_of(sections: Mapping[str, type[Section]]) -> Any:
 _CLASSIFICATION = _sections_of(CLASSIFICATION_LOSSES)
 _BOX = _sections_of(BOX_LOSSES)
 _MATCHERS = _sections_of(MATCHERS)
+_AUGMENTATIONS = {name: _section_of(f"{name} options", target) for name, target in AUGMENTATIONS.items()}
 Emoji = _section_of("emoji options", draw_dataset, set_by_program=("workers", "progress"), folder=(str, ...))
 
 
@@ -66,9 +69,10 @@ class Split(Section):
 
 
 class Sampler(Section):
-    name: Literal["random", "repeat_factor"] = "random"
+    name: Literal["random", "repeat_factor", "class_aware", "instance_balanced"] = "random"
     threshold: Fraction = 0.001  # repeat_factor: classes in a smaller fraction of the images are repeated (LVIS paper)
-    rounding: Literal["ceil", "stochastic"] = "ceil"  # of an image's repeat factor
+    power: AboveZero = 0.5  # repeat_factor: (threshold / fraction) ** power is a class's factor; LVIS: the square root
+    rounding: Literal["ceil", "stochastic"] = "ceil"  # repeat_factor: of an image's factor
 
 
 class Data(Section):
@@ -79,6 +83,12 @@ class Data(Section):
     test_short_side: Positive = 800
     long_side: Positive = 1333  # at most, in training and test
     flip: Fraction = 0.5  # probability of a horizontal flip
+    # Augmentations, in training alone, see datasets/augmentation.py; `crop: {}` turns one on as it is by default.
+    large_scale_jitter: _AUGMENTATIONS["large_scale_jitter"] | None = None
+    crop: _AUGMENTATIONS["crop"] | None = None
+    color_jitter: _AUGMENTATIONS["color_jitter"] | None = None
+    mosaic: _AUGMENTATIONS["mosaic"] | None = None
+    mixup: _AUGMENTATIONS["mixup"] | None = None
     pad_multiple: Positive = 32
     keep_empty: bool = True  # train on images without objects too
     aspect_grouping: bool = True  # tall and wide images in different batches

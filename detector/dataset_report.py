@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from datasets.annotations import frequency_groups
 from datasets.loader import Batch
+from datasets.samplers import occurrences
 from losses import IGNORE
 
 from .build import Data
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _GROUPS = {"f": ("frequent", "#0072b2"), "c": ("common", "#e69f00"), "r": ("rare", "#d55e00")}  # seen alike by everyone
 _PADDING = (124, 116, 104)  # the mean color, which is 0 after normalization, as padding is
+_TOP = 5  # images and classes that are named
 _NAMED_CLASSES = 130  # more names than this do not fit under the histogram
 
 
@@ -30,7 +32,9 @@ def describe(data: Data) -> str:
     lines = []
     for name, split in (("train", data.train), ("val", data.val)):
         objects = int(split.annotations.instance_counts.sum())
-        lines.append(f"{name}: {len(split)} images, {objects} objects ({split.annotations.path})")
+        cached = split.annotations.cached
+        where = f"cached in {cached.file}" if cached else "not cached"
+        lines.append(f"{name}: {len(split)} images, {objects} objects ({split.annotations.path}, {where})")
         lines += [split.report] if split.report else []
     classes = data.classes
     sizes = {group: classes.frequencies.count(group) for group in "rcf"}
@@ -41,8 +45,26 @@ def describe(data: Data) -> str:
         f"{len(shown)} classes (rare {sizes['r']}, common {sizes['c']}, frequent {sizes['f']}, {source}), in training images: "
         + ", ".join([*shown[:5], *middle, *shown[-5:]] if middle else shown)
     )
-    lines.append(f"an epoch is {data.stream.epoch_length:g} images after the sampler")
+    lines.append(f"an epoch is {data.stream.epoch_length:g} images after the sampler{_most_repeated(data)}")
     return "\n".join(lines)
+
+
+def _most_repeated(data: Data) -> str:
+    """The images and the classes that come most often in the first epoch; "" if no image comes twice."""
+    train, names = data.train, data.train.annotations.file_names
+    times = np.bincount(data.stream.sequence(0), minlength=len(train))
+    if times.max() <= 1:
+        return ""
+    labels, images = occurrences(*train.learned_objects(), num_images=len(train))
+    with np.errstate(invalid="ignore"):  # 0 / 0 is a class without images
+        of_classes = np.nan_to_num(np.bincount(labels, times[images]) / np.bincount(labels))
+    top_images, top_classes = (np.argsort(-values, kind="stable")[:_TOP].tolist() for values in (times, of_classes))
+    return (
+        "; seen most in the first are the images "
+        + ", ".join(f"{names[train.image_indices[i]]} ({times[i]} times)" for i in top_images)
+        + " and those with "
+        + ", ".join(f"{data.classes.names[k]} ({of_classes[k]:.1f} times on average)" for k in top_classes)
+    )
 
 
 def batch_sheet(batches: Iterable[Batch], class_names: Sequence[str], *, count: int, columns: int = 4) -> NDArray:

@@ -57,15 +57,19 @@ class RetinaNet(nn.Module):
 
     @torch.no_grad()
     def preprocess(self, images: Sequence[Tensor], padded_size: tuple[int, int]) -> Tensor:
-        """A batch (N, 3, H, W) float32 on the model's device, (H, W) = `padded_size`.
+        """A batch (N, 3, H, W) float32 on the model's device, channels last in memory, (H, W) = `padded_size`.
 
         Args:
             images: uint8 RGB (3, h, w), none larger than padded_size; each lies in the upper left corner.
         """
-        # Zero after normalization is the mean color, which is also what the convolutions pad with.
-        batch = torch.zeros(len(images), 3, *padded_size, device=self.device)
-        batch = batch.contiguous(memory_format=torch.channels_last)
-        for padded, image in zip(batch, images, strict=True):
-            pixels = image.to(self.device, non_blocking=True).float() / 255
-            padded[:, : image.shape[1], : image.shape[2]] = (pixels - self.pixel_mean) / self.pixel_std
-        return batch
+        height, width = padded_size
+        # Zero after normalization is the mean color, which is also what the convolutions pad with. Rows in place of columns
+        # and channels: PyTorch takes six times as long where the innermost axis has but three entries.
+        rows = torch.zeros(len(images), height, width * 3, device=self.device)
+        mean, std = (of_channels.flatten().repeat(width) for of_channels in (self.pixel_mean, self.pixel_std))
+        for padded, image in zip(rows, images, strict=True):
+            pixels = image.to(self.device, non_blocking=True).permute(1, 2, 0).flatten(1)
+            seen = padded[: pixels.shape[0], : pixels.shape[1]]
+            torch.div(pixels, 255, out=seen)
+            seen.sub_(mean[: pixels.shape[1]]).div_(std[: pixels.shape[1]])
+        return rows.view(len(images), height, width, 3).permute(0, 3, 1, 2)

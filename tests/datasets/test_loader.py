@@ -6,11 +6,13 @@ import torch
 from PIL import Image
 
 from datasets import DataError, read_annotations
+from datasets.augmentation import Augmentation, ColorJitter, Crop, LargeScaleJitter, MixUp, Mosaic
 from datasets.loader import DetectionDataset, evaluation_loader, padded_size, training_loader
 from datasets.samplers import TrainingStream, repeat_factors
 from datasets.transforms import View
 
 OPTIONS = {"short_sides": (24, 32, 40), "long_side": 64, "flip": 0.5, "pad_multiple": 16, "seed": 3}
+AUGMENTED = Augmentation(LargeScaleJitter(size=(64, 64)), Crop(), ColorJitter(hue=0.1), Mosaic(size=(48, 80)), MixUp())
 
 
 @pytest.fixture
@@ -78,18 +80,22 @@ def test_learned_objects_feed_repeat_factors(dataset):
     np.testing.assert_allclose(factors, [2**0.5, 2**0.5, 1, 2**0.5, 2])
 
 
+@pytest.mark.parametrize("augmentation", [None, AUGMENTED])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_any_number_of_workers_gives_the_same_bits(dataset, workers):
-    alone = list(training_loader(dataset, _stream(dataset), **OPTIONS, start_step=3, num_steps=5))
-    helped = list(training_loader(dataset, _stream(dataset), **OPTIONS, start_step=3, num_steps=5, workers=workers))
+def test_any_number_of_workers_gives_the_same_bits(dataset, workers, augmentation):
+    options = {**OPTIONS, "start_step": 3, "num_steps": 5, "augmentation": augmentation}
+    alone = list(training_loader(dataset, _stream(dataset), **options))
+    helped = list(training_loader(dataset, _stream(dataset), **options, workers=workers))
     assert len(alone) == len(helped) == 5
     for a, b in zip(alone, helped, strict=True):
         _assert_equal(a, b)
 
 
-def test_start_in_the_middle_equals_going_on(dataset):
-    whole = list(training_loader(dataset, _stream(dataset), **OPTIONS, start_step=0, num_steps=40))
-    rest = list(training_loader(dataset, _stream(dataset), **OPTIONS, start_step=30, num_steps=10))
+@pytest.mark.parametrize("augmentation", [None, AUGMENTED])
+def test_start_in_the_middle_equals_going_on(dataset, augmentation):
+    options = {**OPTIONS, "augmentation": augmentation}
+    whole = list(training_loader(dataset, _stream(dataset), **options, start_step=0, num_steps=40))
+    rest = list(training_loader(dataset, _stream(dataset), **options, start_step=30, num_steps=10))
     for a, b in zip(whole[30:], rest, strict=True):
         _assert_equal(a, b)
 
@@ -102,9 +108,11 @@ def test_one_image_is_seen_in_different_views(dataset):
     assert shapes == {(3, 24, 24), (3, 32, 32), (3, 40, 40)}
 
 
+@pytest.mark.parametrize("augmentation", [None, AUGMENTED])
 @pytest.mark.parametrize("images_per_pass", [1, 2, 4, None])
-def test_shares_of_two_processes_make_up_the_batch_of_one(dataset, images_per_pass):
-    options = {**OPTIONS, "start_step": 0, "num_steps": 6, "images_per_pass": images_per_pass}
+def test_shares_of_two_processes_make_up_the_batch_of_one(dataset, images_per_pass, augmentation):
+    options = {**OPTIONS, "start_step": 0, "num_steps": 6, "augmentation": augmentation}
+    options["images_per_pass"] = images_per_pass
     (whole, *shares) = (
         list(training_loader(dataset, _stream(dataset), **options, rank=rank, world_size=world))
         for rank, world in ((0, 1), (0, 2), (1, 2))
@@ -127,6 +135,22 @@ def test_padded_size_holds_the_largest_image_of_the_step(dataset):
         width = max(image.shape[2] for image in batch.images)
         assert batch.padded_size == (-(-height // 16) * 16, -(-width // 16) * 16)
     assert padded_size([(30, 64), (33, 20)], 32) == (64, 64)
+
+
+def test_augmentation_is_seen_in_the_batches(dataset):
+    options = {**OPTIONS, "start_step": 0, "num_steps": 10}
+    mosaics = training_loader(
+        dataset, _stream(dataset), **options, augmentation=Augmentation(mosaic=Mosaic(size=(48, 80), probability=1.0))
+    )
+    for plain, batch in zip(training_loader(dataset, _stream(dataset), **options), mosaics, strict=True):
+        assert {image.shape for image in batch.images} == {(3, 48, 80)}
+        assert batch.padded_size == (48, 80)
+        assert (batch.image_ids, batch.original_sizes) == (plain.image_ids, plain.original_sizes)
+
+
+def test_channels_are_last_in_memory(dataset):
+    (batch,) = training_loader(dataset, _stream(dataset), **OPTIONS, start_step=0, num_steps=1)
+    assert all(image.permute(1, 2, 0).is_contiguous() for image in batch.images)
 
 
 def test_batch_that_cannot_be_dealt_is_refused(dataset):

@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from datasets.samplers import TrainingStream, repeat_factors
+from datasets.samplers import ClassAwareStream, TrainingStream, instance_factors, occurrences, repeat_factors
 
 
 def _long_tail(num_images=200, num_classes=8, seed=0):
@@ -28,6 +28,86 @@ def test_repeat_factors_by_hand():
     # Class 0 in 3 of 4 images, class 1 in one: sqrt(1 / (1 / 4)) = 2; the last image is empty.
     factors = repeat_factors(np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 2, 2]), num_images=4, threshold=1.0)
     np.testing.assert_allclose(factors, [math.sqrt(4 / 3), math.sqrt(4 / 3), 2, 1])
+
+
+@pytest.mark.parametrize(("power", "expected"), [(1, [4 / 3, 4]), (0.25, [(4 / 3) ** 0.25, math.sqrt(2)]), (0, [1, 1])])
+def test_power_takes_the_place_of_the_root(power, expected):
+    # Class 0 in 3 of 4 images, class 1 in one.
+    labels, images = np.array([0, 0, 0, 1]), np.array([0, 1, 2, 3])
+    factors = repeat_factors(labels, images, num_images=4, threshold=1.0, power=power)
+    np.testing.assert_allclose(factors[[0, 3]], expected)
+
+
+def test_repeat_factors_of_classes_are_those_of_the_reference():
+    # Six classes of a set of 3,000 images at threshold 0.02, as the sampler of EFL's authors has them: images, factor.
+    reference = [
+        (68, 1.0), (39, 1.2403473458920846), (32, 1.3693063937629153),
+        (22, 1.651445647689541), (17, 1.8786728732554485), (10, 2.449489742783178),
+    ]  # fmt: skip
+    counts, expected = (np.array(column) for column in zip(*reference, strict=True))
+    labels = np.repeat(np.arange(6), counts)
+    found = repeat_factors(labels, np.arange(len(labels)), num_images=3000, threshold=0.02)
+    np.testing.assert_allclose(found[: len(labels)], expected[labels], rtol=1e-12)
+
+
+def test_occurrences_count_a_class_once_per_image():
+    labels, images = occurrences(np.array([2, 0, 2, 2], np.int32), np.array([3, 3, 3, 1]), num_images=4)
+    assert list(zip(labels.tolist(), images.tolist(), strict=True)) == [(0, 3), (2, 1), (2, 3)]
+
+
+def test_instance_factors_are_the_numbers_of_objects_with_a_mean_of_one():
+    assert instance_factors(np.array([0, 0, 0, 2]), num_images=4).tolist() == [3, 0, 1, 0]
+
+
+def test_every_object_comes_equally_often_in_an_instance_balanced_stream():
+    counts = np.array([1, 0, 3, 8, 2])
+    factors = instance_factors(np.repeat(np.arange(5), counts), num_images=5)
+    stream = TrainingStream(5, batch_size=4, seed=0, factors=factors, rounding="stochastic")
+    seen = np.bincount(np.concatenate([stream.sequence(epoch) for epoch in range(4000)]), minlength=5)
+    np.testing.assert_allclose(seen / 4000, counts * 5 / 14, atol=0.04)  # standard deviation of the mean below 0.008
+    assert seen[1] == 0
+    assert stream.epoch_length == pytest.approx(5)
+
+
+def _class_aware(seed=0):
+    labels, images = _long_tail()
+    return ClassAwareStream(labels, images, num_images=200, batch_size=6, seed=seed), labels, images
+
+
+def test_every_class_has_its_turn_equally_often():
+    # Class 5 is in image 0 alone, class 9 in images 1 to 4, class 2 in 5 to 14; image 15 is empty: an epoch of 16 turns.
+    labels, images = np.repeat([5, 9, 2], [1, 4, 10]), np.arange(15)
+    stream = ClassAwareStream(labels, images, num_images=16, batch_size=4, seed=0)
+    assert stream.epoch_length == 16
+    for epoch in range(20):
+        sequence = stream.sequence(epoch)
+        classes = labels[sequence]
+        assert all(set(classes[i : i + 3].tolist()) == {5, 9, 2} for i in range(0, 15, 3))
+        nines = sequence[classes == 9].tolist()
+        assert set(nines[:4]) == {1, 2, 3, 4}  # each of its images before any comes again
+        twos = sequence[classes == 2].tolist()
+        assert len(set(twos)) == len(twos)
+
+
+def test_orders_of_class_aware_epochs_differ_and_follow_from_the_seed():
+    stream, *_ = _class_aware()
+    epochs = [stream.sequence(epoch).tolist() for epoch in range(3)]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert _class_aware()[0].sequence(2).tolist() == epochs[2]
+    assert _class_aware(seed=1)[0].sequence(0).tolist() != epochs[0]
+
+
+def test_every_order_of_the_classes_comes_up():
+    stream = ClassAwareStream(np.arange(3), np.arange(3), num_images=3, batch_size=4, seed=0)
+    assert len({tuple(stream.sequence(epoch).tolist()) for epoch in range(100)}) == 6
+
+
+def test_objects_beyond_the_first_of_a_class_in_an_image_change_nothing():
+    labels, images = _long_tail()
+    once = occurrences(labels, images, num_images=200)
+    assert ClassAwareStream(*once, num_images=200, batch_size=6, seed=0).sequence(0).tolist() == (
+        _class_aware()[0].sequence(0).tolist()
+    )
 
 
 def test_dataset_without_objects_repeats_nothing():
@@ -68,6 +148,8 @@ def _streams():
     for options in ({}, {"factors": factors}, {"factors": factors, "rounding": "stochastic"}):
         for grouping in (None, wide):
             yield lambda o=options, g=grouping: TrainingStream(40, batch_size=6, seed=5, wide=g, **o)
+    for grouping in (None, wide):
+        yield lambda g=grouping: ClassAwareStream(labels, images, num_images=40, batch_size=6, seed=5, wide=g)
 
 
 @pytest.mark.parametrize("new", _streams())
@@ -130,3 +212,6 @@ def test_senseless_arguments_are_refused():
         TrainingStream(0, batch_size=4, seed=0)
     with pytest.raises(ValueError, match="one value for each of the 3 images"):
         TrainingStream(3, batch_size=4, seed=0, factors=np.ones(2))
+    none = np.zeros(0, np.int64)
+    with pytest.raises(ValueError, match="class-aware sampling needs objects, found none"):
+        ClassAwareStream(none, none, num_images=3, batch_size=4, seed=0)

@@ -3,8 +3,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from datasets.transforms import View, apply_view, draw_view, resized_size
+from datasets.transforms import Colors, Region, View, apply_view, draw_view, resized_size, visible_fraction
+
+NO_BOXES = np.zeros((0, 4))
 
 
 @pytest.mark.parametrize(
@@ -90,3 +93,58 @@ def test_image_without_boxes_keeps_their_shape():
     assert tensor.shape == (3, 4, 5)
     assert tensor.dtype == torch.uint8
     assert boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("size", [(800, 1067), (123, 77), (60, 80), (9, 200), (1, 1)])
+def test_resizing_equals_that_of_pillow_up_to_one_step_of_brightness(size):
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    ours, _ = apply_view(image, NO_BOXES, View(size, flip=False))
+    theirs = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    assert np.abs(ours.permute(1, 2, 0).numpy().astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(30, 50), (15, 25), (60, 100)])
+def test_view_leaves_the_image_alone(size):
+    image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    before = image.copy()
+    tensor, _ = apply_view(image, NO_BOXES, View(size, flip=False))
+    tensor.zero_()
+    assert np.array_equal(image, before)
+
+
+def test_crop_is_the_part_of_the_image():
+    image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    boxes = np.array([[0, 0, 12, 8], [12, 6, 20, 14], [0, 0, 9, 50]], np.float64)
+    tensor, seen = apply_view(image, boxes, View((10, 20), flip=False, crop=Region(5, 10, 10, 20)))
+    assert np.array_equal(tensor.permute(1, 2, 0).numpy(), image[5:15, 10:30])
+    assert seen[:2].tolist() == [[0, 0, 2, 3], [2, 1, 10, 9]]
+    assert seen[2, 0] == seen[2, 2]  # outside
+    mirrored, flipped = apply_view(image, boxes, View((10, 20), flip=True, crop=Region(5, 10, 10, 20)))
+    assert torch.equal(mirrored, tensor.flip(2))
+    assert flipped[:2].tolist() == [[18, 0, 20, 3], [10, 1, 18, 9]]
+
+
+def test_visible_fraction_by_hand():
+    boxes = np.array(
+        [[0, 0, 10, 10], [20, 20, 30, 30], [5, 5, 15, 25], [12, 12, 13, 13], [12, 12, 12, 20], [0, 12, 9, 14]]
+    )
+    expected = [0, 0, 5 * 10 / 200, 1, 0, 0]
+    np.testing.assert_allclose(visible_fraction(boxes, Region(10, 10, 10, 10)), expected)
+
+
+@pytest.mark.parametrize("size", [(2, 3), (8, 12)])  # colors after resizing, and before
+def test_colors_by_hand(size):
+    image = np.full((4, 6, 3), (200, 100, 0), np.uint8)
+    gray = 0.2989 * 200 + 0.587 * 100  # 118.5, which is also the mean that contrast is about
+
+    def seen(*colors):
+        tensor, _ = apply_view(image, NO_BOXES, View(size, flip=False, colors=Colors(*colors)))
+        assert tensor.shape == (3, *size)
+        return tensor[:, 0, 0].tolist()
+
+    assert seen(1, 1, 1, 0) == [200, 100, 0]
+    assert seen(0.5, 1, 1, 0) == [100, 50, 0]
+    assert seen(1, 0.5, 1, 0) == pytest.approx([(200 + gray) / 2, (100 + gray) / 2, gray / 2], abs=1)
+    assert seen(1, 1, 0, 0) == pytest.approx([gray, gray, gray], abs=1)
+    assert seen(1, 1, 1, 0.5) == pytest.approx([0, 100, 200], abs=1)  # orange and its opposite
+    assert seen(0.5, 1, 0.5, 0) == pytest.approx([(100 + gray / 2) / 2, (50 + gray / 2) / 2, gray / 4], abs=1.5)

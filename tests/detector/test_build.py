@@ -1,10 +1,12 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torchvision.models.detection import retinanet_resnet50_fpn
 
+from datasets.samplers import ClassAwareStream, TrainingStream
 from detector.build import (
     build_criterion,
     build_data,
@@ -118,6 +120,20 @@ def test_the_loader_gives_each_process_its_share_of_the_same_steps(make_config):
     assert [[a, c, b, d] for (a, b), (c, d) in zip(first, second, strict=True)] == whole
 
 
+def test_the_loader_augments_as_the_configuration_says(make_config):
+    mosaic = {"size": [40, 72], "probability": 1.0}
+    config = make_config(differences={"data": {"mosaic": mosaic, "mixup": {}, "color_jitter": {}, "crop": {}}})
+    (batch,) = build_training_loader(config, build_data(config, processes(1)), processes(1), first=0, total=1)
+    assert {tuple(image.shape) for image in batch.images} == {(3, 40, 72)}
+
+
+def test_an_impossible_augmentation_is_named(make_config):
+    config = make_config(differences={"data": {"large_scale_jitter": {"size": [64, 64], "min_scale": 3.0}}})
+    data = build_data(config, processes(1))
+    with pytest.raises(ConfigError, match=r"^data\.large_scale_jitter: min_scale and max_scale must be above 0 and in"):
+        build_training_loader(config, data, processes(1), first=0, total=1)
+
+
 # -------------------------------------------------------------------------------------------------------------- the data
 
 
@@ -130,6 +146,20 @@ def test_classes_and_splits_are_those_of_the_files(make_config, cpu):
     assert build_data(repeated, cpu).stream.epoch_length > 30
     assert len(build_data(make_config(differences={"data": {"keep_empty": False}}), cpu).train) < 24
     assert len(build_val(make_config(), cpu)) == 7
+
+
+def test_sampler_is_the_one_named(make_config, cpu):
+    def stream(**sampler):
+        data = build_data(make_config(differences={"data": {"sampler": sampler, "aspect_grouping": False}}), cpu)
+        return data.stream, *data.train.learned_objects()
+
+    lengths = [stream(name="repeat_factor", threshold=1.0, power=power)[0].epoch_length for power in (0.1, 0.5, 2.0)]
+    assert 24 < lengths[0] < lengths[1] < lengths[2]
+    balanced, _, images = stream(name="instance_balanced")
+    seen = np.bincount(np.concatenate([balanced.sequence(epoch) for epoch in range(1000)]), minlength=24) / 1000
+    np.testing.assert_allclose(seen, np.bincount(images, minlength=24) * 24 / len(images), atol=0.08)
+    assert isinstance(stream(name="class_aware")[0], ClassAwareStream)
+    assert type(stream(name="random")[0]) is TrainingStream
 
 
 def test_a_drawn_dataset_takes_the_place_of_files(cpu, shapes, monkeypatch):

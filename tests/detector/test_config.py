@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from datasets.augmentation import AUGMENTATIONS
 from detector.config import load_config, parse_config
 from detector.yaml_files import ConfigError
 from losses import CLASSIFICATION_LOSSES
@@ -37,6 +38,16 @@ def test_a_dumped_configuration_parses_to_itself():
     assert parse_config(config.model_dump(mode="json")) == config
 
 
+def test_augmentations_are_off_unless_named():
+    names = set(AUGMENTATIONS)
+    assert len(names) == 5
+    assert all(getattr(parse_config({}).data, name) is None for name in names)
+    data = parse_config({"data": {"crop": {}, "mosaic": {"size": [64, 96]}}}).data
+    assert data.crop.options() == {"probability": 0.5, "min_side": 0.5}
+    assert data.mosaic.size == (64, 96)
+    assert data.mixup is None
+
+
 def test_a_configuration_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         parse_config({}).seed = 1
@@ -57,6 +68,10 @@ def test_a_configuration_cannot_be_changed():
         ({"data": {"short_sides": [640, "x"]}}, "data.short_sides[1]: Input should be a valid integer, found 'x'"),
         ({"data": {"train": {"image": "x"}}}, "data.train.image: unknown key; did you mean 'images'?"),
         ({"data": {"generate": {}}}, "data.generate.folder: required, but missing"),
+        ({"data": {"mosaic": {}}}, "data.mosaic.size: required, but missing"),
+        ({"data": {"mosaic": {"size": [800]}}}, "data.mosaic.size[1]: required, but missing"),
+        ({"data": {"color_jitter": {"hues": 0.1}}}, "data.color_jitter.hues: unknown key; did you mean 'hue'?"),
+        ({"data": {"mix_up": {}}}, "data.mix_up: unknown key; did you mean 'mixup'?"),
         (
             {"loss": {"classification": {"name": "equalised_focal"}}},
             "loss.classification.name: unknown choice 'equalised_focal'; did you mean 'equalized_focal'?",

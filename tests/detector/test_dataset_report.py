@@ -8,6 +8,7 @@ import torch
 
 from datasets.dataset import Targets
 from datasets.loader import Batch
+from datasets.samplers import TrainingStream
 from detector.build import build_data
 from detector.classes import Classes
 from detector.dataset_report import batch_sheet, describe, long_tail_figure
@@ -47,6 +48,27 @@ def test_description_shortens_a_long_list_of_classes(data):
     classes = Classes(list(range(20)), [f"c{k}" for k in range(20)], ["r"] * 20, list(range(20)))
     text = describe(dataclasses.replace(data, classes=classes))
     assert "c19 19, c18 18, c17 17, c16 16, c15 15, …, c4 4, c3 3, c2 2, c1 1, c0 0" in text
+
+
+def test_description_says_where_the_annotations_are_cached(data):
+    annotations = data.train.annotations
+    text = describe(data)
+    assert f"({annotations.path}, cached in {annotations.path.with_name('.train.json.longshot')})" in text
+
+
+def test_description_names_the_images_and_classes_that_come_most_often(data):
+    labels, images = data.train.learned_objects()
+    here = set(labels[images == 3].tolist())
+    factors = np.ones(24)
+    factors[3] = 5
+    stream = TrainingStream(24, batch_size=2, seed=0, factors=factors)
+    text = describe(dataclasses.replace(data, stream=stream))
+    name = data.train.annotations.file_names[3]
+    assert f"an epoch is 28 images after the sampler; seen most in the first are the images {name} (5 times)" in text
+    holders = {k: len(set(images[labels == k].tolist())) for k in here}
+    most = min(holders, key=lambda k: (holders[k], k))
+    expected = (holders[most] + 4) / holders[most]
+    assert f"and those with {data.classes.names[most]} ({expected:.1f} times on average)" in text
 
 
 def test_sheet_shows_image_and_padding_as_the_model_gets_them():

@@ -67,6 +67,15 @@ def test_preprocess_normalizes_and_pads_with_zeros_below_and_to_the_right(model)
         assert torch.count_nonzero(padded[:, :, width:]) == 0
 
 
+def test_preprocess_is_the_same_to_the_bit_however_the_pixels_lie(model):
+    image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
+    channels_last = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    batch = model.preprocess([image, channels_last], (48, 64))
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    expected = (image.float() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    assert all(torch.equal(padded[:, :40, :50], expected) for padded in batch)
+
+
 def test_pixel_statistics_can_be_given(model):
     other = RetinaNet(
         model.backbone, model.fpn, model.head, model.anchor_generator, pixel_mean=(0, 0, 0), pixel_std=(0.5, 1, 2)
