@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from datasets.annotations import Annotations, read_annotations
 
 from .build import build_evaluation, build_val
@@ -24,6 +26,8 @@ from .evaluation import (
     write_results,
 )
 from .evaluation.official import complete, differences, score_with_official
+from .evaluation.open_images import OpenImagesEvaluator, open_images_truth
+from .evaluation.open_images_metrics import summarize_open_images
 from .evaluation.recording import part_path, record, recorded
 from .evaluation.results import check_suffix
 from .inference import load_model
@@ -142,6 +146,29 @@ def score_saved(saved: Saved, *, with_fixed_ap: bool = False, with_official: boo
         official = score_with_official(truth.protocol, dataset, saved.detections, **ids)
         result["official"] = differences(curves, result, official)
     return result
+
+
+def score_open_images(
+    annotations_path: Path, results_path: Path, *, train_annotations: Path | None = None
+) -> dict[str, Any]:
+    """The result (`summarize_open_images`) of saved detections on a file that `datasets.convert` made of Open Images.
+
+    Args:
+        train_annotations: count the boxes of each class in this file, for AP50 of five groups of classes.
+
+    Raises DataError, ResultsError, ConfigError: a file that cannot be used, or two that do not fit together.
+    """
+    known, counts = read_annotations(annotations_path), None
+    if train_annotations:
+        train = read_annotations(train_annotations)
+        Classes.from_annotations(train).check_same(
+            known.category_ids, known.class_names, here=str(train_annotations), there=str(annotations_path)
+        )
+        counts = np.bincount(train.labels, minlength=len(train.category_ids))  # with group-of boxes: `instance_groups`
+    evaluator = OpenImagesEvaluator(open_images_truth(known))
+    evaluator.add(*read_results(results_path, **_ids(known)))
+    names = {"category_ids": known.category_ids, "class_names": known.class_names}
+    return summarize_open_images(evaluator, **names, train_instance_counts=counts)
 
 
 def _check_same_model(ours: Model, theirs: Model, checkpoint: Path) -> None:

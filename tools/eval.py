@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
@@ -12,13 +13,14 @@ from detector.distributed import process_group
 from detector.errors import readable_errors
 from detector.evaluation import table
 from detector.evaluation.official import differences_line
+from detector.evaluation.open_images_metrics import open_images_table
 from detector.reporting import compare_saved, report_checkpoint, report_saved
-from detector.scoring import read_saved, score_checkpoint, score_saved
+from detector.scoring import read_saved, score_checkpoint, score_open_images, score_saved
 
 _USAGE = """
   %(prog)s --config FILE --checkpoint PATH [--detections FILE] [--fixed-ap] [--out FILE] [--report DIR]
            [section.key=value ...]
-  %(prog)s --annotations FILE --results FILE [--train-annotations FILE] [--protocol lvis|coco] [--fixed-ap] [--official]
+  %(prog)s --annotations FILE --results FILE [--train-annotations FILE] [--protocol lvis|coco|open_images] [--fixed-ap] [--official]
            [--out FILE] [--report DIR [--images DIR]]
   %(prog)s --annotations FILE --compare FILE FILE ... --report DIR [--train-annotations FILE] [--protocol lvis|coco]"""
 
@@ -50,6 +52,12 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _score_saved(arguments: argparse.Namespace) -> None:
+    if arguments.protocol == "open_images":
+        result = score_open_images(
+            arguments.annotations, arguments.results, train_annotations=arguments.train_annotations
+        )
+        _tell(result, arguments.out, open_images_table)
+        return
     saved = read_saved(
         arguments.annotations,
         arguments.results,
@@ -75,7 +83,7 @@ def _score_model(arguments: argparse.Namespace) -> None:
         print(f"report: {report_checkpoint(config, arguments.checkpoint, result, detections, arguments.report)}")
 
 
-def _tell(result: dict, out: Path | None) -> None:
+def _tell(result: dict, out: Path | None, table: Callable[[dict], str] = table) -> None:
     print(table(result))
     if "official" in result:
         print(differences_line(result["official"]))
@@ -106,7 +114,9 @@ def _arguments() -> argparse.Namespace:
         "--train-annotations", type=Path, metavar="FILE",
         help="training set to take r/c/f from: as it states them, or up to 10, up to 100, and more training images",
     )  # fmt: skip
-    saved.add_argument("--protocol", choices=("auto", "lvis", "coco"), help="auto (default): as the annotations are")
+    saved.add_argument(
+        "--protocol", choices=("auto", "lvis", "coco", "open_images"), help="auto (default): as the annotations are"
+    )
     saved.add_argument(
         "--official", action="store_true",
         help="also score with the package lvis or pycocotools, and print the largest difference (for hundreds of images)",
@@ -147,6 +157,11 @@ def _check_mode(parser: argparse.ArgumentParser, given: argparse.Namespace) -> N
         parser.error("--images: needs --report too")
     if given.compare:
         _check_comparison(parser, given)
+    if given.protocol == "open_images":
+        others = {"--report": given.report, "--compare": given.compare, "--official": given.official}
+        others |= {"--fixed-ap": given.fixed_ap, "--images": given.images}
+        if unfit := [name for name, value in others.items() if value]:
+            parser.error(f"--protocol open_images has no {', '.join(unfit)}; leave it out")
     for option in ("out", "detections"):
         path = getattr(given, option)
         if path and path.is_dir():

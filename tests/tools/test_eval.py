@@ -37,6 +37,22 @@ def test_saved_detections_are_scored_printed_and_written(start, tmp_path):
     assert written["protocol"]["name"] == "lvis"
 
 
+def test_open_images_are_scored_by_their_own_protocol(call, tmp_path):
+    group = {"id": 2, "image_id": 9, "category_id": 4, "bbox": [100, 100, 60, 60], "iscrowd": 1}
+    dataset = DATASET | {"annotations": [*DATASET["annotations"], group]}
+    inside = {"image_id": 9, "category_id": 4, "bbox": [110, 110, 9, 9]}
+    # Two detections in one group are one true positive; the ant's box is missed by a wrong one.
+    write_case(
+        tmp_path, [inside | {"score": 0.8}, inside | {"score": 0.7}, inside | {"category_id": 2, "score": 0.6}], dataset
+    )
+    arguments = ("--protocol", "open_images", "--train-annotations", "gt.json", "--out", "out.json")
+    done = call("eval", *SAVED, *arguments, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "AP50 50.0" in done.out
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [c["AP50"] for c in written["classes"]] == [0, 100]
+
+
 def test_the_protocol_can_be_named(call, tmp_path):
     write_case(tmp_path, [])
     done = call("eval", *SAVED, "--protocol", "coco", cwd=tmp_path)
@@ -134,6 +150,10 @@ def test_training_set_of_other_classes_is_an_error(call, is_error, tmp_path):
         (["--config", "a", "--checkpoint", "b", "--official"], "--official cannot be used together with --config"),
         (["--fixed-ap"], "give --config and --checkpoint, or --annotations and --results"),
         ([*SAVED, "--out", "."], "--out: . is a folder; name a file"),
+        (
+            [*SAVED, "--protocol", "open_images", "--fixed-ap", "--official"],
+            "--protocol open_images has no --official, --fixed-ap; leave it out",
+        ),
     ],
 )
 def test_arguments_of_no_mode_or_two_are_a_usage_error(call, tmp_path, arguments, message):
