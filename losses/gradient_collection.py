@@ -7,14 +7,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .dense import DenseLoss
+from .stepwise import StepwiseLoss
 
 _log = logging.getLogger(__name__)
 
 CHECKED_STEP = 200  # the step after which the state is looked at, once: it costs a synchronization with the device
 
 
-class GradientGuidedLoss(DenseLoss):
+class GradientGuidedLoss(StepwiseLoss):
     """A dense loss that collects the positive and negative gradient of each class and is steered by their ratio.
 
     Gradients are those that the loss sends to the logits of each level, exactly what autograd hands to the layer that
@@ -34,10 +34,7 @@ class GradientGuidedLoss(DenseLoss):
     """
 
     def __init__(self, num_classes: int, *, weight: float):
-        super().__init__(num_classes, weight=weight)
-        self.register_buffer("positive_gradient", torch.zeros(num_classes, dtype=torch.float64))
-        self.register_buffer("negative_gradient", torch.zeros(num_classes, dtype=torch.float64))
-        self.register_buffer("pending", torch.zeros(2, num_classes, dtype=torch.float64), persistent=False)
+        super().__init__(num_classes, weight=weight, sums=("positive_gradient", "negative_gradient"))
         self._passes = self._steps = 0  # in this process; for the warning alone
 
     @property
@@ -54,29 +51,9 @@ class GradientGuidedLoss(DenseLoss):
                 self._warn("after_backward() was never called")
         return super().forward(logits, *targets)
 
-    def begin_step(self) -> None:
-        """Forgets what an aborted step has left behind."""
-        self.pending.zero_()
-
-    @torch.no_grad()
     def after_backward(self, *, gradient_scale: float = 1.0, step_taken: bool = True) -> None:
-        """Updates the running sums: once per optimizer step, after its last backward, on every rank.
-
-        A step that is not finite or not taken, on whichever rank, is dropped on all of them.
-
-        Args:
-            gradient_scale: factor of the gradients over those of the global loss: the loss scale of mixed precision,
-                times the number of ranks where their gradients are averaged.
-            step_taken: False if the optimizer step was skipped.
-        """
-        # NaN spreads through the sum over ranks: the one all-reduce also tells everyone to drop the step.
-        gradient = self.pending / gradient_scale if step_taken else torch.full_like(self.pending, torch.nan)
-        self.pending.zero_()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(gradient)
-        gradient = torch.where(gradient.isfinite().all(), gradient, 0.0)
-        self.positive_gradient += gradient[0]
-        self.negative_gradient += gradient[1]
+        """See StepwiseLoss.after_backward."""
+        super().after_backward(gradient_scale=gradient_scale, step_taken=step_taken)
         self._steps += 1
         if self._steps == CHECKED_STEP:
             self._check()

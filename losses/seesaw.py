@@ -3,12 +3,12 @@
 import math
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dense import DenseLoss, alpha_weights, check_focal_options
+from .dense import alpha_weights, check_focal_options
 from .kernel import computing_dtype, focal_sum
+from .stepwise import StepwiseLoss
 
 SMALLEST_SCORE = 0.01  # of the row's own class, in the compensation factor; so in the authors' code
 
@@ -67,7 +67,7 @@ def seesaw_loss(
     )
 
 
-class SeesawLoss(DenseLoss):
+class SeesawLoss(StepwiseLoss):
     """Sigmoid Seesaw Loss over the levels of a feature pyramid, which counts the positives of each class as it goes.
 
     See `seesaw_loss` for the formula and for what it is not. The counts of a step are in force from the next step on, so
@@ -84,7 +84,7 @@ class SeesawLoss(DenseLoss):
 
     Attributes:
         counts: (K,) float64, positives of each class over all steps so far and all ranks. Saved in checkpoints.
-        pending: (K,) float64, this rank's share of the step in work.
+        pending: (1, K) float64, this rank's share of the step in work.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class SeesawLoss(DenseLoss):
         gamma: float = 2.0,
         weight: float = 1.0,
     ):
-        super().__init__(num_classes, weight=weight)
+        super().__init__(num_classes, weight=weight, sums=("counts",))
         check_focal_options(alpha=alpha, gamma=gamma)
         if mitigation < 0 or compensation < 0:
             raise ValueError(
@@ -107,35 +107,18 @@ class SeesawLoss(DenseLoss):
         self.compensation = compensation
         self.alpha = alpha
         self.gamma = gamma
-        self.register_buffer("counts", torch.zeros(num_classes, dtype=torch.float64))
-        self.register_buffer("pending", torch.zeros(num_classes, dtype=torch.float64), persistent=False)
 
     def level_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Scalar sum of the Seesaw Loss over one level; counts its positives unless gradients are disabled."""
         if torch.is_grad_enabled():
             rows = labels.flatten()
-            self.pending.index_add_(0, rows.clamp(min=0), (rows >= 0).double())
+            self.pending[0].index_add_(0, rows.clamp(min=0), (rows >= 0).double())
         return seesaw_loss(
             logits, labels,
             counts=self.counts, mitigation=self.mitigation, compensation=self.compensation,
             alpha=self.alpha, gamma=self.gamma,
         )  # fmt: skip
 
-    def begin_step(self) -> None:
-        """Forgets what an aborted step has left behind."""
-        self.pending.zero_()
-
-    @torch.no_grad()
     def after_backward(self, *, gradient_scale: float = 1.0, step_taken: bool = True) -> None:
-        """Updates the counts: once per optimizer step, after its last backward, on every rank.
-
-        Args:
-            gradient_scale: without effect on counts.
-            step_taken: False if the optimizer step was skipped; on whichever rank, its counts are dropped on all.
-        """
-        # NaN spreads through the sum over ranks: the one all-reduce also tells everyone to drop the step.
-        counts = self.pending.clone() if step_taken else torch.full_like(self.pending, torch.nan)
-        self.pending.zero_()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(counts)
-        self.counts += torch.where(counts.isfinite().all(), counts, 0.0)
+        """See StepwiseLoss.after_backward; gradient_scale has no effect on counts."""
+        super().after_backward(step_taken=step_taken)

@@ -1,5 +1,6 @@
 """What EqualizedFocalLoss collects, over levels, passes and processes."""
 
+import copy
 import math
 import os
 import subprocess
@@ -174,6 +175,23 @@ def test_a_second_backward_through_a_retained_graph_collects_the_same_again(dtyp
     torch.testing.assert_close(loss.pending, 4 * once, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "float"])
+def test_sums_stay_float64_when_the_model_is_cast(run_step, cast):
+    loss = EqualizedFocalLoss(CLASSES)
+    run_step(loss, *draw_step(0))
+    before = sums(loss)
+    getattr(torch.nn.Sequential(loss), cast)()
+    assert torch.equal(sums(loss), before)
+    assert sums(loss).dtype == loss.pending.dtype == torch.float64
+
+
+def test_copy_of_a_loss_collects_for_itself():
+    loss = EqualizedFocalLoss(CLASSES)
+    logits, labels = draw_step(0)
+    copy.deepcopy(loss)([level.requires_grad_() for level in logits], labels).backward()
+    assert not loss.pending.any()
+
+
 def test_checkpointed_layer_collects_once():
     plain, checkpointed = EqualizedFocalLoss(CLASSES), EqualizedFocalLoss(CLASSES)
     logits, labels = draw_step(0)
@@ -239,6 +257,28 @@ def test_loss_that_works_warns_of_nothing(run_step, monkeypatch, caplog):
     assert not caplog.messages
 
 
+class WithLoss(torch.nn.Module):
+    """A detector that owns its loss, as the one of the README does."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.loss = EqualizedFocalLoss(CLASSES)
+
+    def forward(self, logits: list[Tensor], labels: list[Tensor]) -> Tensor:
+        return self.loss([level * self.scale for level in logits], labels)
+
+
+def collect_inside_ddp(rank: int) -> Tensor:
+    """The sums of one step of two passes, of this rank's image in steps 0 and 1; DDP synchronizes buffers in both."""
+    model = torch.nn.parallel.DistributedDataParallel(WithLoss())
+    model.module.loss.begin_step()
+    for step in range(2):
+        model(*([level[rank : rank + 1] for level in part] for part in draw_step(step))).backward()
+    model.module.loss.after_backward()
+    return sums(model.module.loss)
+
+
 def run_rank(rank: int, folder: Path) -> None:
     """One of two processes, with one image each; stores the sums after each of four steps."""
     rendezvous, timeout = f"file://{folder}/rendezvous", timedelta(seconds=60)
@@ -254,6 +294,7 @@ def run_rank(rank: int, folder: Path) -> None:
         loss.after_backward(gradient_scale=2.0, step_taken=(rank, step) != (0, 2))
         history.append(sums(loss))
     torch.save(history, folder / f"{rank}.pt")
+    torch.save(collect_inside_ddp(rank), folder / f"ddp{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -272,6 +313,13 @@ def test_two_processes_equal_one_and_drop_a_step_together(run_step, tmp_path):
     assert torch.equal(first[2], first[0])
     run_step(one, *draw_step(3))
     torch.testing.assert_close(first[3], sums(one), rtol=1e-13, atol=0)
+    whole = WithLoss()
+    for step in range(2):
+        whole(*draw_step(step)).backward()
+    whole.loss.after_backward()
+    for rank in range(2):
+        inside = torch.load(tmp_path / f"ddp{rank}.pt")
+        torch.testing.assert_close(inside, sums(whole.loss), rtol=1e-13, atol=0)
 
 
 if __name__ == "__main__":
