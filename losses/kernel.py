@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .labels import IGNORE
+from .labels import BACKGROUND, IGNORE
 
 # Entries of all temporaries of one chunk of rows together: 8 MB in float32, where the logits of an image have 224 MB
 # (1203 classes, 2 anchors per location). Larger is hardly faster.
@@ -56,7 +56,11 @@ def focal_sum(
 
     Returns:
         Scalar, float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: labels or quality of another shape than the rows of logits; on a CPU also labels that are none.
     """
+    _check_rows(logits, labels, quality)
     dtype, rows = computing_dtype(logits), labels.flatten()
 
     def per_class(value: Tensor | float) -> Tensor:
@@ -65,6 +69,24 @@ def focal_sum(
     quality = torch.ones_like(rows, dtype=dtype) if quality is None else quality.detach().flatten().to(dtype)
     factors = _Factors(per_class(gamma), per_class(positive_weight), per_class(negative_weight), row_weight)
     return _FocalSum.apply(logits.flatten(0, -2), rows, quality, factors, collected)
+
+
+def _check_rows(logits: Tensor, labels: Tensor, quality: Tensor | None) -> None:
+    for name, values in (("labels", labels), ("quality", quality)):
+        if values is not None and values.shape != logits.shape[:-1]:
+            raise ValueError(
+                f"logits have shape {tuple(logits.shape)} and {name} {tuple(values.shape)}; expected (..., K) and (...,): "
+                "one row of K logits for each"
+            )
+    # On another device the check would wait for it; a class out of range fails there by its index.
+    if labels.device.type != "cpu":
+        return
+    strange = (labels < IGNORE) | (labels >= logits.shape[-1])
+    if strange.any():
+        raise ValueError(
+            f"labels hold {labels[strange][0]}; expected a class in [0, {logits.shape[-1]}), BACKGROUND ({BACKGROUND}) or "
+            f"IGNORE ({IGNORE})"
+        )
 
 
 class _Factors(NamedTuple):

@@ -127,6 +127,24 @@ def test_gradient_is_the_same_in_a_second_backward():
     torch.testing.assert_close(second, first, rtol=1e-14, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("shape", "labels", "message"),
+    [
+        ((6, 7), torch.zeros(1).long(), r"logits have shape \(6, 7\) and labels \(1,\); expected"),
+        ((2, 6, 7), torch.zeros(3, 4).long(), r"logits have shape \(2, 6, 7\) and labels \(3, 4\); expected"),
+        (
+            (2, 7),
+            torch.tensor([0, -100]),
+            r"labels hold -100; expected a class in \[0, 7\), BACKGROUND \(-1\) or IGNORE",
+        ),
+        ((2, 7), torch.tensor([0, 7]), r"labels hold 7; expected a class in \[0, 7\)"),
+    ],
+)
+def test_labels_that_do_not_belong_to_the_logits_are_refused(shape, labels, message):
+    with pytest.raises(ValueError, match=message):
+        sigmoid_focal_loss(torch.zeros(shape), labels, **OPTIONS)
+
+
 def test_second_derivative_is_refused():
     logits, labels = random_case()
     logits.requires_grad_()

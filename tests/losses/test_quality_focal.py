@@ -95,6 +95,12 @@ def test_module_sums_over_levels_times_its_weight():
     assert loss.item() == pytest.approx(3 * slow_quality_focal_loss(logits, labels, quality, 1.5), rel=1e-12)
 
 
+def test_quality_of_another_shape_is_refused():
+    logits, labels, quality = random_case()
+    with pytest.raises(ValueError, match=r"logits have shape \(40, 7\) and quality \(1,\); expected"):
+        quality_focal_loss(logits, labels, quality[:1], gamma=2.0)
+
+
 def test_background_alone_is_focal_loss():
     logits, _, quality = random_case()
     labels = torch.full((40,), BACKGROUND)
