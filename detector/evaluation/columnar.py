@@ -14,11 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from .ground_truth import SIZE_RANGES, GroundTruth, out_of_range
 from .matching import IOU_THRESHOLDS, is_in, match_greedily, overlap, pairs_of_equal, place_in_run
+from .whole_images import WholeImages
 
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
-
-# Bounds the memory of pairs and masks; more images at once are hardly faster.
-_IMAGES_PER_CHUNK = 256
 
 # Where only the best detections of a class count, the others are thrown away at this number, and whenever it doubles.
 _FIRST_CUT = 2**20
@@ -47,7 +45,7 @@ class ColumnarEvaluator:
 
     def __init__(self, ground_truth: GroundTruth) -> None:
         self.ground_truth = ground_truth
-        self._seen = np.zeros(ground_truth.num_images, bool)
+        self._images = WholeImages(ground_truth.num_images)
         self._parts: list[Matches] = []
         self._kept, self._next_cut = 0, _FIRST_CUT  # numbers of detections
 
@@ -63,15 +61,8 @@ class ColumnarEvaluator:
         Raises:
             ValueError: an image was there before (a sampler that repeats images, for instance).
         """
-        image_index, labels, scores = np.asarray(image_index, np.int64), np.asarray(labels), np.asarray(scores)
-        boxes = np.asarray(boxes_xywh).reshape(-1, 4)
-        order = np.argsort(image_index, kind="stable")
-        images, starts = np.unique(image_index[order], return_index=True)
-        self._register(images)
-        for chunk in np.split(order, starts[_IMAGES_PER_CHUNK::_IMAGES_PER_CHUNK]):
-            # Wider types by the chunk: all at once would double the memory of float32 detections.
-            columns = labels[chunk].astype(np.int64), boxes[chunk].astype(float), scores[chunk].astype(float)
-            self._keep(self._match(image_index[chunk], *columns))
+        for columns in self._images.chunks(image_index, labels, boxes_xywh, scores):
+            self._keep(self._match(*columns))
 
     def countable(
         self, image_index: NDArray, labels: NDArray, boxes_xywh: NDArray, scores: NDArray
@@ -102,7 +93,7 @@ class ColumnarEvaluator:
 
     def merge(self, matches: Matches) -> None:
         """Take over the `state()` of an evaluator that saw other images; ValueError if it saw one of the same."""
-        self._register(np.unique(matches.cell // self.ground_truth.num_classes))
+        self._images.register(np.unique(matches.cell // self.ground_truth.num_classes))
         self._keep(matches)
 
     def accumulate(self) -> Curves:
@@ -122,14 +113,6 @@ class ColumnarEvaluator:
                     curve = precision_and_recall(true_positive[t, s], ignored[t, s], num_objects[c, s])
                     precision[t, :, c, s, m], recall[t, c, s, m] = curve
         return Curves(precision, recall, num_objects)
-
-    def _register(self, images: NDArray[np.int64]) -> None:
-        again = images[self._seen[images]]
-        if len(again):
-            raise ValueError(
-                f"{len(again)} images were evaluated twice, the first at index {again[0]}; add each image once"
-            )
-        self._seen[images] = True
 
     def _keep(self, matches: Matches) -> None:
         self._parts.append(matches)

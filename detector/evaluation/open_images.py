@@ -26,12 +26,12 @@ from datasets.annotations import Annotations
 from .columnar import ColumnarEvaluator, by_class
 from .ground_truth import SIZE_RANGES, GroundTruth, Protocol
 from .matching import overlap, pairs_of_equal, place_in_run
+from .whole_images import WholeImages
 
 # The limit of detections per class and image is TensorFlow's too.
 OPEN_IMAGES = Protocol("open_images", federated=True, per_image=None, limits=(10_000,))
 
 MIN_OVERLAP = 0.5
-_IMAGES_PER_CHUNK = 1024  # bounds the memory of pairs
 
 
 class Outcomes(NamedTuple):
@@ -48,20 +48,14 @@ class OpenImagesEvaluator:
 
     def __init__(self, ground_truth: GroundTruth) -> None:
         self.ground_truth = ground_truth
-        self._seen = np.zeros(ground_truth.num_images, bool)
+        self._images = WholeImages(ground_truth.num_images)
         self._parts = [Outcomes(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0), np.zeros(0, bool))]
         self._select = ColumnarEvaluator(ground_truth).countable
 
     def add(self, image_index: ArrayLike, labels: ArrayLike, boxes_xywh: ArrayLike, scores: ArrayLike) -> None:
         """Match detections; the arguments and the error are those of `ColumnarEvaluator.add`."""
-        image_index, labels, scores = np.asarray(image_index, np.int64), np.asarray(labels), np.asarray(scores)
-        boxes = np.asarray(boxes_xywh).reshape(-1, 4)
-        order = np.argsort(image_index, kind="stable")
-        images, starts = np.unique(image_index[order], return_index=True)
-        self._register(images)
-        for chunk in np.split(order, starts[_IMAGES_PER_CHUNK::_IMAGES_PER_CHUNK]):
-            columns = labels[chunk].astype(np.int64), boxes[chunk].astype(float), scores[chunk].astype(float)
-            self._parts.append(self._outcomes(image_index[chunk], *columns))
+        for columns in self._images.chunks(image_index, labels, boxes_xywh, scores):
+            self._parts.append(self._outcomes(*columns))
 
     def state(self) -> Outcomes:
         """Everything that was added, as arrays which can be sent to another process."""
@@ -69,7 +63,7 @@ class OpenImagesEvaluator:
 
     def merge(self, outcomes: Outcomes) -> None:
         """Take over the `state()` of an evaluator that saw other images; ValueError if it saw one of the same."""
-        self._register(np.unique(outcomes.cell // self.ground_truth.num_classes))
+        self._images.register(np.unique(outcomes.cell // self.ground_truth.num_classes))
         self._parts.append(outcomes)
 
     def accumulate(self) -> NDArray[np.float64]:
@@ -79,12 +73,6 @@ class OpenImagesEvaluator:
         start = np.searchsorted(label, np.arange(len(num_objects) + 1))
         found = [outcomes.true_positive[order[a:b]] for a, b in pairwise(start)]
         return np.array([average_precision(*each) for each in zip(found, num_objects.tolist(), strict=True)])
-
-    def _register(self, images: NDArray[np.int64]) -> None:
-        again = images[self._seen[images]]
-        if len(again):
-            raise ValueError(f"{len(again)} images were evaluated twice, the first at index {again[0]}; add each once")
-        self._seen[images] = True
 
     def _outcomes(self, image_index: NDArray, labels: NDArray, boxes: NDArray, scores: NDArray) -> Outcomes:
         kept = self._select(image_index, labels, boxes, scores)

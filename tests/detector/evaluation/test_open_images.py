@@ -211,7 +211,7 @@ def test_random_cases_hold_what_they_are_for():
 
 
 def test_any_split_over_calls_and_processes_gives_the_same_bits(monkeypatch):
-    monkeypatch.setattr("detector.evaluation.open_images._IMAGES_PER_CHUNK", 2)
+    monkeypatch.setattr("detector.evaluation.whole_images.IMAGES_PER_CHUNK", 2)
     objects, detections, *sizes = random_case(4)
     num_images, num_classes, negative = sizes
     assert num_images > 2
