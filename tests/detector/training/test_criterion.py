@@ -75,6 +75,30 @@ def test_a_loss_on_boxes_gets_decoded_boxes():
     assert losses["box"].item() == pytest.approx(1 / 3 / 2, rel=1e-5)
 
 
+class Recorder(torch.nn.Module):
+    """A classification loss that keeps what it is given."""
+
+    uses_quality = True
+
+    def forward(self, logits, labels, quality):
+        self.labels, self.quality = labels, quality
+        return torch.zeros(())
+
+
+def test_quality_is_the_iou_of_the_decoded_box_with_its_object():
+    crit = criterion(classification=Recorder())
+    assignment = crit.assign(ANCHORS, [NOTHING, OBJECTS], [(40, 40), (40, 40)])
+    out = outputs(2)
+    with torch.no_grad():
+        out.deltas[0][1, 1, 0] = 0.2  # anchor 1 is its object, and goes 2 to the right: IoU 80 / 120
+        out.deltas[0][1, 3, 0] = -0.2  # anchor 3 goes 2 to the left, where its object is
+    crit(out, ANCHORS, assignment, torch.tensor(2.0))
+    assert [level.shape for level in crit.classification.quality] == [(2, 4), (2, 1)]
+    torch.testing.assert_close(crit.classification.quality[0], torch.tensor([[0.0, 0, 0, 0], [0, 2 / 3, 0, 1]]))
+    assert not crit.classification.quality[1].any()
+    assert not crit.classification.quality[0].requires_grad
+
+
 @pytest.mark.parametrize("box", [L1Loss(), GIoULoss()])
 def test_each_positive_meets_its_own_anchor_delta_and_object(box):
     # Deltas that turn the anchors into the objects give no loss: any other order of levels, anchors or images does.
