@@ -26,8 +26,9 @@ from .evaluation.pictures import detection_sheet
 from .evaluation.predict import Evaluation
 from .model.anchors import AnchorGenerator
 from .model.backbone import resnet
+from .model.box_coding import BoxCoding, DeltaCoding, DistanceCoding, DistributionCoding
 from .model.fpn import FPN
-from .model.head import RetinaHead
+from .model.head import DenseHead
 from .model.postprocess import Postprocess
 from .model.retinanet import RetinaNet
 from .training.criterion import Criterion
@@ -88,8 +89,30 @@ def build_network(config: c.Model, num_classes: int, *, pretrained: bool = True)
     fpn = FPN(backbone.out_channels, **config.fpn.options())
     with _config_errors("model.anchors"):
         anchors = AnchorGenerator(strides=fpn.strides, **config.anchors.options())
-    head = RetinaHead(fpn.channels, num_classes=num_classes, num_anchors=anchors.num_anchors, **config.head.options())
+    options = config.head.options()
+    head = DenseHead(
+        fpn.channels, num_classes=num_classes, num_anchors=anchors.num_anchors,
+        **{key: options[key] for key in ("num_convs", "width", "norm", "prior", "recompute")},
+        box_depth=build_coding(config).depth, quality=config.head.quality != "none",
+        scaled_levels=len(fpn.strides) if config.head.level_scales else 0,
+    )  # fmt: skip
     return RetinaNet(backbone, fpn, head, anchors)
+
+
+def build_coding(config: c.Model) -> BoxCoding:
+    """What the box outputs of the head mean. Raises ConfigError if the anchors do not suit it."""
+    anchors = config.anchors
+    if config.head.box == "deltas":
+        return DeltaCoding()
+    if len(anchors.scales) * len(anchors.ratios) > 1 or anchors.ratios != (1.0,):
+        raise ConfigError(
+            f"model.head.box {config.head.box} needs one square anchor per location, found scales "
+            f"{list(anchors.scales)} and ratios {list(anchors.ratios)}; for instance base_size: 8, scales: [1], ratios: [1]"
+        )
+    anchor_size = anchors.base_size * anchors.scales[0]
+    if config.head.box == "distances":
+        return DistanceCoding(anchor_size=anchor_size)
+    return DistributionCoding(anchor_size=anchor_size, bins=config.head.bins)
 
 
 def build_criterion(config: c.Config, image_counts: Sequence[int], num_images: int) -> Criterion:
@@ -101,6 +124,11 @@ def build_criterion(config: c.Config, image_counts: Sequence[int], num_images: i
             CLASSIFICATION_LOSSES[loss.classification.name](*counts, **loss.classification.options()),
             BOX_LOSSES[loss.box.name](**loss.box.options()),
             MATCHERS[matcher.name](**matcher.options()),
+            coding=build_coding(config.model),
+            quality=config.model.head.quality,
+            box_weighting=loss.box_weighting,
+            quality_weight=loss.quality_weight,
+            distribution_weight=loss.distribution_weight,
             ignore_padding=config.matching.ignore_padding,
         )
 
@@ -129,9 +157,9 @@ def _check_norm(config: c.Config, process: Process) -> None:
     backbone = config.model.backbone
     if backbone.norm == "sync_bn" and process.device.type == "cpu":
         raise ConfigError("model.backbone.norm: sync_bn works on GPUs only; on a CPU use bn, gn or frozen_bn")
-    if backbone.norm == "frozen_bn" and not (backbone.weights or config.init_from):
+    if backbone.norm in ("frozen_bn", "frozen_stats") and not (backbone.weights or config.init_from):
         raise ConfigError(
-            "model.backbone: norm frozen_bn keeps the statistics of pretrained weights, and there are none; set "
+            f"model.backbone: norm {backbone.norm} keeps the statistics of pretrained weights, and there are none; set "
             "model.backbone.weights to a torchvision weight name or a path, or norm to bn or gn"
         )
 

@@ -112,13 +112,15 @@ class Backbone(Section):
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "thin"] = "resnet50"
     weights: str | None = None  # a torchvision weight name (IMAGENET1K_V1), the path of a state dict, or none
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = 0  # 1: the stem; 2: the stem and layer1; …
-    norm: Literal["frozen_bn", "bn", "sync_bn", "gn"] = "frozen_bn"
+    norm: Literal["frozen_bn", "frozen_stats", "bn", "sync_bn", "gn"] = "frozen_bn"  # frozen_stats trains the affine part
 
 
 class Fpn(Section):
     channels: Positive = 256
     levels: Annotated[int, Field(ge=3, le=5)] = 5  # P3 … P5, P6 or P7
-    p6_from: Literal["c5", "p5"] = "c5"
+    p6_from: Literal["c5", "p5", "c5_lateral"] = "c5"
+    p7_relu: bool = True  # between P6 and P7
+    init: Literal["kaiming_uniform", "xavier_normal"] = "kaiming_uniform"
 
 
 class Head(Section):
@@ -126,6 +128,10 @@ class Head(Section):
     width: Positive = 256
     norm: Literal["none", "gn"] = "none"
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01  # score of every class at the start
+    box: Literal["deltas", "distances", "distribution"] = "deltas"  # of anchors; as in FCOS; as in GFL (one square anchor)
+    bins: Annotated[int, Field(ge=2)] = 17  # distribution: distances 0 … bins - 1, in strides
+    quality: Literal["none", "iou", "centerness"] = "none"  # a branch whose output multiplies the class scores
+    level_scales: bool = False  # a learned factor of the box outputs of each level
     recompute: bool = False  # compute the towers anew in backward: less memory, more time
 
 
@@ -142,6 +148,7 @@ class Model(Section):
     fpn: Fpn = Fpn()
     head: Head = Head()
     anchors: Anchors = Anchors()
+    legacy_offset: bool = False  # boxes as in models of the time when a box from x1 to x2 was x2 - x1 + 1 wide
 
 
 class Matching(Section):
@@ -152,6 +159,9 @@ class Matching(Section):
 class Loss(Section):
     classification: _one_of(_CLASSIFICATION) = _CLASSIFICATION["focal"]()
     box: _one_of(_BOX) = _BOX["smooth_l1"]()
+    box_weighting: Literal["none", "quality", "score"] = "none"  # of positives: as the quality branch should say; by score
+    quality_weight: AboveZero = 1.0
+    distribution_weight: AboveZero = 0.25
 
 
 class Optimizer(Section):

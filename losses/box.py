@@ -1,6 +1,6 @@
-"""Box losses: sums over the P positive anchors, not normalized.
+"""Box losses: sums over the P positive anchors, each times its weight if there are weights (P,); not normalized.
 
-Each module says by `on_deltas` what it compares: deltas, or boxes decoded from them.
+Weights are constants in backward. Each module says by `on_deltas` what it compares: deltas, or boxes decoded from them.
 """
 
 import torch
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 from .kernel import computing_dtype
 
 
-def l1_loss(prediction: Tensor, target: Tensor) -> Tensor:
+def l1_loss(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Scalar sum of |prediction - target| over (P, 4). Half types are computed in float32."""
     dtype = computing_dtype(prediction)
-    return F.l1_loss(prediction.to(dtype), target.to(dtype), reduction="sum")
+    return _weighted_sum(F.l1_loss(prediction.to(dtype), target.to(dtype), reduction="none"), weights)
 
 
-def smooth_l1_loss(prediction: Tensor, target: Tensor, *, beta: float) -> Tensor:
+def smooth_l1_loss(prediction: Tensor, target: Tensor, weights: Tensor | None = None, *, beta: float) -> Tensor:
     """Scalar sum over (P, 4): d^2 / (2 beta) where d = |prediction - target| is below beta, else d - beta / 2.
 
     Half types are computed in float32. beta = 0 is the L1 loss.
     """
     dtype = computing_dtype(prediction)
-    return F.smooth_l1_loss(prediction.to(dtype), target.to(dtype), beta=beta, reduction="sum")
+    return _weighted_sum(F.smooth_l1_loss(prediction.to(dtype), target.to(dtype), beta=beta, reduction="none"), weights)
 
 
-def giou_loss(prediction: Tensor, target: Tensor) -> Tensor:
+def giou_loss(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Scalar sum over P of 1 - GIoU, each in [0, 2] (Rezatofighi et al. 2019, arXiv:1902.09630).
 
     Args:
@@ -40,7 +40,15 @@ def giou_loss(prediction: Tensor, target: Tensor) -> Tensor:
     # Two boxes without area have no union: 0 / tiny = 0 keeps value and gradient finite.
     tiny = 1e-7
     giou = intersection / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
-    return (1 - giou).sum()
+    return _weighted_sum(1 - giou, weights)
+
+
+def _weighted_sum(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Scalar sum of losses (P, …), those of each box times its weight (P,)."""
+    if weights is None:
+        return losses.sum()
+    per_box = losses.flatten(1).sum(dim=1) if losses.ndim > 1 else losses
+    return (per_box * weights.detach().to(losses.dtype)).sum()
 
 
 def _area(top_left: Tensor, bottom_right: Tensor) -> Tensor:
@@ -64,9 +72,9 @@ class L1Loss(nn.Module):
         super().__init__()
         self.weight = _checked_weight(weight)
 
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Scalar; prediction and target are (P, 4) deltas."""
-        return self.weight * l1_loss(prediction, target)
+    def forward(self, prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Scalar; prediction and target are (P, 4) deltas, weights (P,)."""
+        return self.weight * l1_loss(prediction, target, weights)
 
 
 class SmoothL1Loss(nn.Module):
@@ -81,9 +89,9 @@ class SmoothL1Loss(nn.Module):
         self.beta = beta
         self.weight = _checked_weight(weight)
 
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Scalar; prediction and target are (P, 4) deltas."""
-        return self.weight * smooth_l1_loss(prediction, target, beta=self.beta)
+    def forward(self, prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Scalar; prediction and target are (P, 4) deltas, weights (P,)."""
+        return self.weight * smooth_l1_loss(prediction, target, weights, beta=self.beta)
 
 
 class GIoULoss(nn.Module):
@@ -95,6 +103,6 @@ class GIoULoss(nn.Module):
         super().__init__()
         self.weight = _checked_weight(weight)
 
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Scalar; prediction and target are (P, 4) xyxy boxes."""
-        return self.weight * giou_loss(prediction, target)
+    def forward(self, prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Scalar; prediction and target are (P, 4) xyxy boxes, weights (P,)."""
+        return self.weight * giou_loss(prediction, target, weights)

@@ -76,7 +76,7 @@ def resnet(
     *,
     weights: str | None = None,
     frozen_stages: int = 0,
-    norm: Literal["frozen_bn", "bn", "sync_bn", "gn"] = "frozen_bn",
+    norm: Literal["frozen_bn", "frozen_stats", "bn", "sync_bn", "gn"] = "frozen_bn",
 ) -> ResNet:
     """A ResNet trunk.
 
@@ -86,7 +86,8 @@ def resnet(
             or the path of a state dict with the keys of torchvision's ResNet, or of this trunk.
         frozen_stages: see ResNet.
         norm: with "gn", the BatchNorm layers of the weights are left out and GroupNorm starts at 1 and 0; every other
-            entry must fit. With "frozen_bn" and no weights at all the norm layers do nothing: load a detector then.
+            entry must fit. With "frozen_bn" or "frozen_stats" and no weights at all the norm layers keep the statistics 0
+            and 1: load a detector then.
 
     Raises:
         ValueError: weights that are neither a file nor a known name, cannot be downloaded, or do not fit the trunk.

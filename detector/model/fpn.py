@@ -16,7 +16,10 @@ class FPN(nn.Module):
         in_channels: of C3, C4, C5.
         channels: of every level of the pyramid.
         levels: 3 (up to P5), 4 (P6) or 5 (P7).
-        p6_from: "c5" as in the RetinaNet paper and torchvision's second version, "p5" as in torchvision's first.
+        p6_from: "c5" as in the RetinaNet paper and torchvision's second version, "p5" as in torchvision's first,
+            "c5_lateral" (C5 after its lateral convolution) as in EFL's improved baseline.
+        p7_relu: P7 is made from P6 after a ReLU, as in the paper; without one in EFL's improved baseline.
+        init: of the weights: as torchvision and detectron2 have it, or as EFL's code.
     """
 
     def __init__(
@@ -25,7 +28,9 @@ class FPN(nn.Module):
         *,
         channels: int = 256,
         levels: int = 5,
-        p6_from: Literal["c5", "p5"] = "c5",
+        p6_from: Literal["c5", "p5", "c5_lateral"] = "c5",
+        p7_relu: bool = True,
+        init: Literal["kaiming_uniform", "xavier_normal"] = "kaiming_uniform",
     ):
         super().__init__()
         if not 3 <= levels <= 5:
@@ -34,6 +39,7 @@ class FPN(nn.Module):
         self.strides = STRIDES[:levels]
         self.channels = channels
         self.p6_from = p6_from
+        self.p7_relu = p7_relu
         self.lateral = nn.ModuleDict(
             {"c3": nn.Conv2d(c3, channels, 1), "c4": nn.Conv2d(c4, channels, 1), "c5": nn.Conv2d(c5, channels, 1)}
         )
@@ -44,7 +50,10 @@ class FPN(nn.Module):
             self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_uniform_(module.weight, a=1)
+                if init == "kaiming_uniform":
+                    nn.init.kaiming_uniform_(module.weight, a=1)
+                else:
+                    nn.init.xavier_normal_(module.weight)
                 nn.init.zeros_(module.bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -56,9 +65,9 @@ class FPN(nn.Module):
         p5 = self.output["p5"](merged5)
         pyramid = [self.output["p3"](merged3), self.output["p4"](merged4), p5]
         if len(self.strides) >= 4:
-            pyramid.append(self.p6(c5 if self.p6_from == "c5" else p5))
+            pyramid.append(self.p6({"c5": c5, "p5": p5, "c5_lateral": merged5}[self.p6_from]))
         if len(self.strides) == 5:
-            pyramid.append(self.p7(F.relu(pyramid[-1])))
+            pyramid.append(self.p7(F.relu(pyramid[-1]) if self.p7_relu else pyramid[-1]))
         return pyramid
 
 

@@ -1,10 +1,11 @@
-"""RetinaNet's head: a class tower and a box tower, shared by all pyramid levels."""
+"""The head of a dense detector: a class tower and a box tower, shared by all pyramid levels."""
 
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,7 +16,8 @@ class HeadOutputs(NamedTuple):
     """Raw outputs per level, finest first. Row (y * W + x) * A + a belongs to anchor a of cell (y, x)."""
 
     logits: list[Tensor]  # (N, R_l, K) per level
-    deltas: list[Tensor]  # (N, R_l, 4) per level, see boxes.encode
+    deltas: list[Tensor]  # (N, R_l, D) per level, D = 4 or more: what a box coding decodes, see box_coding
+    quality: list[Tensor] | None = None  # (N, R_l) per level: logits of how good the box is
 
 
 def flatten_level(maps: Tensor, depth: int) -> Tensor:
@@ -28,8 +30,8 @@ def flatten_level(maps: Tensor, depth: int) -> Tensor:
     return maps.view(n, channels // depth, depth, height, width).permute(0, 3, 4, 1, 2).reshape(n, -1, depth)
 
 
-class RetinaHead(nn.Module):
-    """Class logits and class-agnostic box deltas for A anchors per cell (Lin et al. 2017, arXiv:1708.02002, section 4).
+class DenseHead(nn.Module):
+    """Class logits and class-agnostic box outputs for A anchors per cell (Lin et al. 2017, arXiv:1708.02002, section 4).
 
     Args:
         channels: of the pyramid.
@@ -40,6 +42,10 @@ class RetinaHead(nn.Module):
         norm: "gn" puts GroupNorm (32 groups, fewer under 64 channels) after each convolution of the towers.
         prior: score of every class before training. Nearly all anchors are background, and at 0.5 their loss would
             swamp the first steps.
+        box_depth: D, outputs for the box of each anchor, see box_coding.
+        quality: also predict, from the box tower, how good each box is (the branch of IoU-aware detectors and of FCOS).
+        scaled_levels: number of pyramid levels, each of which learns a factor of its box outputs (FCOS, section 3.2);
+            0 for no such factors.
         recompute: backward computes the towers' activations anew (Chen et al. 2016, arXiv:1604.06174): slower, but only
             the pyramid and the outputs are kept.
     """
@@ -54,16 +60,22 @@ class RetinaHead(nn.Module):
         width: int = 256,
         norm: Literal["none", "gn"] = "none",
         prior: float = 0.01,
+        box_depth: int = 4,
+        quality: bool = False,
+        scaled_levels: int = 0,
         recompute: bool = False,
     ):
         super().__init__()
         self.num_classes = num_classes
+        self.box_depth = box_depth
         self.recompute = recompute
         self.class_tower = _tower(channels, width, num_convs, norm)
         self.box_tower = _tower(channels, width, num_convs, norm)
         features = width if num_convs else channels
         self.logits = nn.Conv2d(features, num_anchors * num_classes, 3, padding=1)
-        self.deltas = nn.Conv2d(features, num_anchors * 4, 3, padding=1)
+        self.deltas = nn.Conv2d(features, num_anchors * box_depth, 3, padding=1)
+        self.quality = nn.Conv2d(features, num_anchors, 3, padding=1) if quality else None
+        self.level_scales = nn.Parameter(torch.ones(scaled_levels)) if scaled_levels else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
@@ -72,17 +84,24 @@ class RetinaHead(nn.Module):
         nn.init.constant_(self.logits.bias, -math.log((1 - prior) / prior))
 
     def forward(self, pyramid: Sequence[Tensor]) -> HeadOutputs:
-        """Pyramid levels (N, channels, H_l, W_l) -> logits and deltas of their R_l = H_l * W_l * A anchors."""
-        if self.recompute:
-            levels = [checkpoint(self._level, level, use_reentrant=False) for level in pyramid]
-        else:
-            levels = [self._level(level) for level in pyramid]
-        logits, deltas = zip(*levels, strict=True)
-        return HeadOutputs(list(logits), list(deltas))
+        """Pyramid levels (N, channels, H_l, W_l) -> the outputs of their R_l = H_l * W_l * A anchors."""
+        scales = [None] * len(pyramid) if self.level_scales is None else self.level_scales
+        levels = []
+        for features, scale in zip(pyramid, scales, strict=True):
+            if self.recompute:
+                levels.append(checkpoint(self._level, features, scale, use_reentrant=False))
+            else:
+                levels.append(self._level(features, scale))
+        logits, deltas, quality = map(list, zip(*levels, strict=True))
+        return HeadOutputs(logits, deltas, None if self.quality is None else quality)
 
-    def _level(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def _level(self, features: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         logits = flatten_level(self.logits(self.class_tower(features)), self.num_classes)
-        return logits, flatten_level(self.deltas(self.box_tower(features)), 4)
+        of_box = self.box_tower(features)
+        deltas = flatten_level(self.deltas(of_box), self.box_depth)
+        if scale is not None:
+            deltas = deltas * scale
+        return logits, deltas, None if self.quality is None else flatten_level(self.quality(of_box), 1).squeeze(-1)
 
 
 def _tower(channels: int, width: int, num_convs: int, norm: str) -> nn.Sequential:

@@ -15,8 +15,17 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
+class FrozenStatisticsBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm that always uses its running statistics and never moves them; scale and shift are trained."""
+
+    def train(self, mode: bool = True) -> "FrozenStatisticsBatchNorm2d":
+        """Evaluation mode, whatever is asked for."""
+        return super().train(False)
+
+
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "frozen_bn": FrozenBatchNorm2d,  # statistics and affine parameters are buffers: nothing is learned
+    "frozen_stats": FrozenStatisticsBatchNorm2d,
     "bn": nn.BatchNorm2d,
     "sync_bn": nn.SyncBatchNorm,
     "gn": group_norm,

@@ -22,7 +22,7 @@ def convert_torchvision_retinanet(
     """The state dict of our RetinaNet that computes what torchvision's does.
 
     It fits ResNet trunks with norm "frozen_bn" or "bn" and a head of four convolutions of width 256. For
-    `retinanet_resnet50_fpn`: FPN(p6_from="p5"), RetinaHead(norm="none"). For `retinanet_resnet50_fpn_v2`: "c5" and
+    `retinanet_resnet50_fpn`: FPN(p6_from="p5"), DenseHead(norm="none"). For `retinanet_resnet50_fpn_v2`: "c5" and
     "gn". Both want AnchorGenerator(style="torchvision", offset=0).
 
     Args:

@@ -1,15 +1,19 @@
 """From head outputs to losses: assignment of anchors to objects, then classification and box loss."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.loader import Targets
+from losses import distribution_focal_loss
 
-from ..model.boxes import decode, encode, intersection_over_union
-from ..model.retinanet import HeadOutputs
+from ..distributed import all_sum
+from ..model.box_coding import BoxCoding, DeltaCoding, DistributionCoding, centerness
+from ..model.boxes import encode, intersection_over_union
+from ..model.head import HeadOutputs
 from .matching import assign
 
 
@@ -20,25 +24,69 @@ class Assignment(NamedTuple):
     boxes: Tensor  # (P, 4) the objects of the P positive anchors, in the order of labels[labels >= 0]
 
 
+class Positives(NamedTuple):
+    """What the criterion knows of the P positive anchors of a pass."""
+
+    anchors: Tensor  # (P, 4)
+    deltas: Tensor  # (P, D) float32
+    boxes: Tensor  # (P, 4) decoded from them
+    objects: Tensor  # (P, 4) what the boxes should be
+    iou: Tensor  # (P,) of boxes and objects, a constant in backward
+
+
 class Criterion(nn.Module):
     """The losses of a dense detector. Lives outside DDP; its state (EFL's gradients) belongs into checkpoints.
 
     Args:
         classification: called with (N, R_l, K) logits and (N, R_l) labels per level; returns a sum over all of them.
             If it `uses_quality`, also with (N, R_l) per level: at positives, the IoU of the decoded box with its object.
-        box: called with (P, 4) predictions and targets of the positives; returns a sum. Its `on_deltas` tells whether
-            it compares deltas or decoded boxes.
+        box: called with (P, 4) predictions and targets of the positives and their weights, (P,) or None; returns a sum.
+            Its `on_deltas` tells whether it compares deltas or decoded boxes.
         matcher: called with the anchors of the levels and the (G, 4) boxes of an image; returns (R,) object indices,
             BACKGROUND or IGNORE.
+        coding: decodes the head's box outputs. A DistributionCoding adds the distribution focal loss of its logits.
+        quality: what the head's quality output learns at positives, by binary cross entropy: the IoU of the decoded box
+            with its object, or the center-ness of the anchor in it.
+        box_weighting: weights of the positives in the losses of boxes and distributions, which are then divided by the
+            sum of the weights (at least 1) in place of the number of positives: "quality", what the quality output
+            should be (ATSS with an IoU branch, FCOS), or "score", the best class score (Generalized Focal Loss).
+        quality_weight: factor of the loss of the quality output.
+        distribution_weight: factor of the distribution focal loss, which is averaged over the four sides.
         ignore_padding: anchors centered outside the image, in the padding of the batch, are ignored, not negative.
+
+    Raises:
+        ValueError: a box loss on deltas with another coding than DeltaCoding, or a weighting by a quality that is none.
     """
 
-    def __init__(self, classification: nn.Module, box: nn.Module, matcher: Callable, *, ignore_padding: bool = False):
+    def __init__(
+        self,
+        classification: nn.Module,
+        box: nn.Module,
+        matcher: Callable,
+        *,
+        coding: BoxCoding | None = None,
+        quality: Literal["none", "iou", "centerness"] = "none",
+        box_weighting: Literal["none", "quality", "score"] = "none",
+        quality_weight: float = 1.0,
+        distribution_weight: float = 0.25,
+        ignore_padding: bool = False,
+    ):
         super().__init__()
         self.classification = classification
         self.box = box
         self.matcher = matcher
+        self.coding = coding or DeltaCoding()
+        self.quality = quality
+        self.box_weighting = box_weighting
+        self.quality_weight = quality_weight
+        self.distribution_weight = distribution_weight
         self.ignore_padding = ignore_padding
+        if box.on_deltas and not isinstance(self.coding, DeltaCoding):
+            raise ValueError(
+                f"{type(box).__name__} compares deltas of anchors, but the head does not predict any; use a loss of boxes"
+            )
+        if box_weighting == "quality" and quality == "none":
+            raise ValueError("box_weighting is quality, but the head predicts no quality; make it iou or centerness")
 
     def begin_step(self) -> None:
         """Call before the first pass of an optimizer step."""
@@ -75,27 +123,80 @@ class Criterion(nn.Module):
     def forward(
         self, outputs: HeadOutputs, anchors: Sequence[Tensor], assignment: Assignment, normalizer: Tensor
     ) -> dict[str, Tensor]:
-        """The weighted losses `classification` and `box`, each summed over this pass and divided by `normalizer`.
+        """The weighted losses `classification`, `box`, and as configured `quality` and `distribution`, of this pass.
+
+        They are summed and divided by `normalizer`. With `box_weighting`, those of boxes and distributions are instead
+        divided by the sum of the weights over all processes in this pass, and count by the pass's share of the
+        positives: the weights of later passes are not known yet, so that splitting a step into passes then changes the
+        result slightly. Every process must call this equally often, as they sum their weights.
 
         Args:
-            outputs: logits (N, R_l, K) and deltas (N, R_l, 4) per level.
+            outputs: logits (N, R_l, K), deltas (N, R_l, D) and quality (N, R_l) or None, per level.
             anchors: (R_l, 4) per level.
             assignment: of the same N images.
             normalizer: number of positives in the whole step, over all ranks and passes, at least 1.
         """
         positive = assignment.labels >= 0
-        deltas = torch.cat(outputs.deltas, dim=1)[positive].float()
+        found = self._positives(outputs.deltas, anchors, assignment.boxes, positive)
+        target = centerness(found.objects, found.anchors) if self.quality == "centerness" else found.iou
+        weights, box_normalizer = self._box_weights(outputs.logits, positive, target, normalizer)
+        losses = {
+            "classification": self._classification(outputs.logits, assignment.labels, found.iou) / normalizer,
+            "box": self._box(found, weights) / box_normalizer,
+        }
+        if self.quality != "none":
+            logits = torch.cat(outputs.quality, dim=1)[positive].float()
+            loss = F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
+            losses["quality"] = self.quality_weight * loss / normalizer
+        if isinstance(self.coding, DistributionCoding):
+            losses["distribution"] = self._distribution(found, weights) / box_normalizer
+        return losses
+
+    def _positives(
+        self, deltas: Sequence[Tensor], anchors: Sequence[Tensor], objects: Tensor, positive: Tensor
+    ) -> Positives:
+        deltas = torch.cat(list(deltas), dim=1)[positive].float()
         positive_anchors = torch.cat(list(anchors)).expand(len(positive), -1, -1)[positive]
-        boxes = decode(deltas, positive_anchors)
-        if self.box.on_deltas:
-            box = self.box(deltas, encode(assignment.boxes, positive_anchors))
-        else:
-            box = self.box(boxes, assignment.boxes)
-        targets = [assignment.labels]
+        boxes = self.coding.decode(deltas, positive_anchors)
+        iou = intersection_over_union(boxes.detach(), objects)
+        return Positives(positive_anchors, deltas, boxes, objects, iou)
+
+    def _classification(self, logits: Sequence[Tensor], labels: Tensor, iou: Tensor) -> Tensor:
+        targets = [labels]
         if self.classification.uses_quality:
-            quality = torch.zeros_like(assignment.labels, dtype=boxes.dtype)
-            quality[positive] = intersection_over_union(boxes.detach(), assignment.boxes)
+            quality = torch.zeros_like(labels, dtype=iou.dtype)
+            quality[labels >= 0] = iou
             targets.append(quality)
-        per_level = (target.split([level.shape[0] for level in anchors], dim=1) for target in targets)
-        classification = self.classification(outputs.logits, *per_level)
-        return {"classification": classification / normalizer, "box": box / normalizer}
+        per_level = (target.split([level.shape[1] for level in logits], dim=1) for target in targets)
+        return self.classification(logits, *per_level)
+
+    def _box(self, found: Positives, weights: Tensor | None) -> Tensor:
+        if self.box.on_deltas:
+            return self.box(found.deltas, encode(found.objects, found.anchors), weights)
+        return self.box(found.boxes, found.objects, weights)
+
+    def _distribution(self, found: Positives, weights: Tensor | None) -> Tensor:
+        target = self.coding.distances(found.objects, found.anchors)
+        losses = distribution_focal_loss(self.coding.by_side(found.deltas), target).mean(dim=-1)
+        return self.distribution_weight * (losses if weights is None else losses * weights).sum()
+
+    @torch.no_grad()
+    def _box_weights(
+        self, logits: Sequence[Tensor], positive: Tensor, quality: Tensor, normalizer: Tensor
+    ) -> tuple[Tensor | None, Tensor]:
+        """Weights (P,) of the positives in the losses of their boxes, and what to divide the weighted sum by."""
+        if self.box_weighting == "none":
+            return None, normalizer
+        weights = quality if self.box_weighting == "quality" else _best_scores(logits, positive)
+        in_pass = torch.stack([weights.sum(), weights.new_tensor(float(len(weights)))])
+        total, count = all_sum(in_pass)
+        return weights, total.clamp(min=1) * normalizer / count.clamp(min=1)
+
+
+def _best_scores(logits: Sequence[Tensor], positive: Tensor) -> Tensor:
+    """(P,) float32: the best class score of each positive, in the order of positive (N, R)."""
+    sizes = [level.shape[1] for level in logits]
+    best = torch.zeros_like(positive, dtype=torch.float32)
+    for level, mask, row in zip(logits, positive.split(sizes, dim=1), best.split(sizes, dim=1), strict=True):
+        row[mask] = level[mask].float().amax(dim=-1).sigmoid()  # `row` is a view of `best`
+    return best[positive]

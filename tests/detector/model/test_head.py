@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from detector.model.head import RetinaHead, flatten_level
+from detector.model.head import DenseHead, flatten_level
 
 
 def test_flatten_level_keeps_anchor_and_class_apart():
@@ -22,8 +22,8 @@ def test_flatten_level_of_channels_last_maps_is_the_same_and_no_copy():
     assert flat.data_ptr() == channels_last.data_ptr()
 
 
-def make_head(**options) -> RetinaHead:
-    return RetinaHead(8, **{"num_classes": 5, "num_anchors": 3, "num_convs": 2, "width": 16, **options})
+def make_head(**options) -> DenseHead:
+    return DenseHead(8, **{"num_classes": 5, "num_anchors": 3, "num_convs": 2, "width": 16, **options})
 
 
 def test_outputs_have_one_row_per_anchor_of_each_level():
@@ -41,7 +41,7 @@ def test_scores_start_at_the_prior():
 
 
 def test_convolutions_start_with_standard_deviation_of_a_hundredth():
-    head = RetinaHead(64, num_classes=80, num_anchors=9, num_convs=1, width=64)
+    head = DenseHead(64, num_classes=80, num_anchors=9, num_convs=1, width=64)
     for conv in (head.class_tower[0].conv, head.box_tower[0].conv, head.logits):
         assert conv.weight.std().item() == pytest.approx(0.01, rel=0.05)
 

@@ -6,7 +6,7 @@ import torch
 from detector.model.anchors import AnchorGenerator
 from detector.model.backbone import resnet
 from detector.model.fpn import FPN
-from detector.model.head import RetinaHead
+from detector.model.head import DenseHead
 from detector.model.retinanet import RetinaNet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -18,7 +18,7 @@ def model() -> RetinaNet:
     backbone = resnet("thin", norm="gn", frozen_stages=1)
     fpn = FPN(backbone.out_channels, channels=16, levels=4)
     anchors = AnchorGenerator(strides=fpn.strides, scales=(1.0, 1.5))
-    head = RetinaHead(16, num_classes=5, num_anchors=anchors.num_anchors, num_convs=1, width=16)
+    head = DenseHead(16, num_classes=5, num_anchors=anchors.num_anchors, num_convs=1, width=16)
     return RetinaNet(backbone, fpn, head, anchors)
 
 
@@ -33,7 +33,7 @@ def test_every_output_row_has_an_anchor(model, padded_size):
 def test_a_cell_of_the_map_answers_in_the_rows_of_the_anchors_centered_on_it():
     strides, (y, x) = (8, 16), (1, 2)
     anchors = AnchorGenerator(strides=strides, base_size=1.0)
-    head = RetinaHead(1, num_classes=5, num_anchors=9, num_convs=0)
+    head = DenseHead(1, num_classes=5, num_anchors=9, num_convs=0)
     torch.nn.init.zeros_(head.logits.weight)
     head.logits.weight.data[:, 0, 1, 1] = 1  # the logits of a cell are its feature plus the bias
     pyramid = [torch.zeros(1, 1, 4, 6), torch.zeros(1, 1, 2, 3)]
@@ -45,7 +45,7 @@ def test_a_cell_of_the_map_answers_in_the_rows_of_the_anchors_centered_on_it():
 
 def test_all_trainable_parameters_get_a_gradient(model):
     outputs = model.train()(torch.randn(2, 3, 64, 64))
-    sum(level.sum() for pair in outputs for level in pair).backward()
+    sum(level.sum() for pair in outputs[:2] for level in pair).backward()
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
     assert not model.backbone.conv1.weight.requires_grad
 

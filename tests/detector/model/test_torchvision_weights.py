@@ -13,7 +13,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from detector.model.anchors import AnchorGenerator
 from detector.model.backbone import resnet
 from detector.model.fpn import FPN
-from detector.model.head import HeadOutputs, RetinaHead
+from detector.model.head import HeadOutputs, DenseHead
 from detector.model.postprocess import Detections, Postprocess, rescale
 from detector.model.retinanet import RetinaNet
 from detector.model.torchvision_weights import convert_torchvision_retinanet, is_torchvision_retinanet
@@ -55,7 +55,7 @@ def our_model(*, name="resnet50", num_classes=91, norm="frozen_bn", p6_from, hea
     backbone = resnet(name, norm=norm)
     fpn = FPN(backbone.out_channels, p6_from=p6_from)
     anchors = AnchorGenerator(strides=fpn.strides, offset=0, style="torchvision")
-    head = RetinaHead(256, num_classes=num_classes, num_anchors=9, norm=head_norm)
+    head = DenseHead(256, num_classes=num_classes, num_anchors=9, norm=head_norm)
     return RetinaNet(backbone, fpn, head, anchors).eval()
 
 
@@ -205,7 +205,7 @@ def test_category_ids_pick_rows_of_the_class_head_in_their_order(pair):
     category_ids = [1, 90, 13, 44]
     batch = theirs.transform(images(LANDSCAPE))[0].tensors
     converted = convert_torchvision_retinanet(theirs.state_dict(), category_ids=category_ids)
-    head = RetinaHead(
+    head = DenseHead(
         256, num_classes=4, num_anchors=9, norm="gn" if hasattr(ours.head.class_tower[0], "norm") else "none"
     )
     head.load_state_dict({key.removeprefix("head."): v for key, v in converted.items() if key.startswith("head.")})

@@ -44,7 +44,7 @@ class NotFinite(nn.Module):
         super().__init__()
         self.value = value
 
-    def forward(self, prediction, target):
+    def forward(self, prediction, target, weights):
         return (prediction * 0).sum() + self.value
 
 
@@ -53,7 +53,7 @@ class GradientIsNaN(nn.Module):
 
     on_deltas = True
 
-    def forward(self, prediction, target):
+    def forward(self, prediction, target, weights):
         return (prediction * 0).sum().sqrt()
 
 

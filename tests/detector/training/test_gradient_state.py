@@ -177,7 +177,7 @@ def test_recomputation_keeps_nothing_of_the_towers_and_backward_makes_it_anew(st
         )
     outputs = run.network(run.network.preprocess(batches[0].images, batches[0].padded_size))
     assert [maps.expired() for maps in made] == [recompute] * 3 * 2  # levels, towers
-    sum(level.sum() for maps in outputs for level in maps).backward()
+    sum(level.sum() for maps in outputs[:2] for level in maps).backward()
     assert len(made) == 3 * 2 * (2 if recompute else 1)
 
 
