@@ -12,7 +12,7 @@ from .equalized_focal import (
     equalized_focal_loss,
     equalized_quality_focal_loss,
 )
-from .focal import CrossEntropyLoss, FocalLoss, sigmoid_focal_loss
+from .focal import CrossEntropyLoss, FocalLoss, sigmoid_cross_entropy_loss, sigmoid_focal_loss
 from .focusing import adaptive_gamma, equal_gradient_gamma, flsd_gamma
 from .gradient_collection import GradientGuidedLoss
 from .labels import BACKGROUND, IGNORE
@@ -75,6 +75,7 @@ __all__ = [
     "l1_loss",
     "quality_focal_loss",
     "seesaw_loss",
+    "sigmoid_cross_entropy_loss",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
     "softmax_focal_loss",

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from .dense import alpha_weights, check_focal_options
+from .dense import alpha_weights
 from .kernel import computing_dtype
-from .softmax_focal import Gamma, check_target, focal_of_log_odds, reduce_losses
+from .softmax_focal import Gamma, check_options, check_target, focal_of_log_odds, reduce_losses
 
 
 def binary_focal_loss(
@@ -34,6 +34,7 @@ def binary_focal_loss(
     Returns:
         Scalar, or the shape of target for "none"; float32 (float64 for float64 logits).
     """
+    check_options(alpha=alpha, gamma=gamma, reduction=reduction)
     if logits.shape != target.shape:
         raise ValueError(f"logits have shape {tuple(logits.shape)}, target {tuple(target.shape)}; expected the same")
     counted, is_positive = target != ignore_index, target == 1
@@ -61,7 +62,7 @@ class BinaryFocalLoss(nn.Module):
         self, *, gamma: Gamma = 2.0, alpha: float | None = None, ignore_index: int = -100, reduction: str = "mean"
     ):
         super().__init__()
-        check_focal_options(alpha=alpha, gamma=0.0 if callable(gamma) else gamma)
+        check_options(alpha=alpha, gamma=gamma, reduction=reduction)
         self.gamma = gamma
         self.alpha = alpha
         self.ignore_index = ignore_index

@@ -65,6 +65,7 @@ def class_weighted_focal_loss(
     Returns:
         Scalar, float32 (float64 for float64 logits). Not normalized: divide by the number of positives.
     """
+    check_focal_options(alpha=alpha, gamma=gamma)
     positive, negative = alpha_weights(alpha)
     # A factor of another type would slow down the product with all entries.
     of_class = class_weight.detach().to(computing_dtype(logits))

@@ -14,9 +14,9 @@ from .kernel import focal_sum
 def equalization_loss(logits: Tensor, labels: Tensor, *, rare: Tensor, alpha: float | None, gamma: float) -> Tensor:
     """Sum over anchors and classes of focal loss without the negatives that rare classes get from other classes.
 
-    The weight of entry j of a row is 1 - E T_j (1 - y_j) (arXiv:2003.05176): E is 1 for rows of an object, T_j for rare
-    classes, y_j for the row's own class. Background remains a negative for every class. With alpha None and gamma 0 this
-    is the paper's loss.
+    The paper's loss of a row is -sum_j w_j log p_t,j with w_j = 1 - E T_j (1 - y_j) (arXiv:2003.05176, section 3): E is 1
+    for rows of an object, T_j for rare classes, y_j for the row's own class. Background remains a negative for every
+    class. With alpha None and gamma 0 this is that loss; else cross entropy, -log p_t,j, is replaced by focal loss.
 
     Args:
         logits: (..., K), any float type; half types are computed in float32. Finite results for any finite logit.
@@ -28,6 +28,7 @@ def equalization_loss(logits: Tensor, labels: Tensor, *, rare: Tensor, alpha: fl
     Returns:
         Scalar, float32 (float64 for float64 logits). Not normalized: divide by the number of positives.
     """
+    check_focal_options(alpha=alpha, gamma=gamma)
     positive, negative = alpha_weights(alpha)
     return focal_sum(
         logits, labels, gamma=gamma, positive_weight=positive, negative_weight=negative,
@@ -47,9 +48,9 @@ def equalization_loss_v2(
     boost: float,
     collected: Tensor | None = None,
 ) -> Tensor:
-    """Sum over anchors and classes of focal loss times the weights of Equalization Loss v2 (arXiv:2012.08548).
+    """Sum over anchors and classes of focal loss times the weights of Equalization Loss v2 (arXiv:2012.08548, section 3).
 
-    With h(g) = sigmoid(slope * (g - threshold)), negatives of class j are weighted h(g_j) and positives
+    With h(g) = 1 / (1 + exp(-slope * (g - threshold))), negatives of class j are weighted h(g_j) and positives
     1 + boost * (1 - h(g_j)), constants in backward. With alpha None and gamma 0 this is the paper's loss; its authors
     recommend the product with focal loss for one-stage detectors.
 
@@ -67,12 +68,24 @@ def equalization_loss_v2(
     Returns:
         Scalar, float32 (float64 for float64 logits). Not normalized: divide by the number of positives.
     """
-    balanced = torch.sigmoid(slope * (gradient_ratio.detach() - threshold))
+    check_focal_options(alpha=alpha, gamma=gamma)
+    _check_weights(slope=slope, boost=boost)
+    balanced = _balanced(gradient_ratio.detach(), slope=slope, threshold=threshold)
     positive, negative = alpha_weights(alpha)
     return focal_sum(
         logits, labels, gamma=gamma, positive_weight=positive * (1 + boost * (1 - balanced)),
         negative_weight=negative * balanced, collected=collected,
     )  # fmt: skip
+
+
+def _balanced(gradient_ratio: Tensor, *, slope: float, threshold: float) -> Tensor:
+    """h(g) in [0, 1] of each class: towards 1, its positives and negatives keep the weights that they have."""
+    return torch.sigmoid(slope * (gradient_ratio - threshold))
+
+
+def _check_weights(*, slope: float, boost: float) -> None:
+    if slope <= 0 or boost < 0:
+        raise ValueError(f"slope is {slope} and boost {boost}; expected slope above 0 and boost at least 0")
 
 
 class EqualizationLoss(DenseLoss):
@@ -145,8 +158,7 @@ class EqualizationLossV2(GradientGuidedLoss):
     ):
         super().__init__(num_classes, weight=weight)
         check_focal_options(alpha=alpha, gamma=gamma)
-        if slope <= 0 or boost < 0:
-            raise ValueError(f"slope is {slope} and boost {boost}; expected slope above 0 and boost at least 0")
+        _check_weights(slope=slope, boost=boost)
         self.alpha = alpha
         self.gamma = gamma
         self.slope = slope
@@ -161,6 +173,10 @@ class EqualizationLossV2(GradientGuidedLoss):
         """
         ratio = self.positive_gradient / (self.negative_gradient + 1e-10)
         return torch.where(self._updated(), ratio, 100.0)
+
+    def is_neutral(self) -> Tensor:
+        """Bool scalar: whether h(g) is above 0.99 in every class, which leaves all weights about 1."""
+        return (_balanced(self.gradient_ratio, slope=self.slope, threshold=self.threshold) > 0.99).all()
 
     def level_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Scalar sum of the Equalization Loss v2 over one level; its backward adds to `pending`."""

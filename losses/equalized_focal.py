@@ -38,6 +38,7 @@ def equalized_focal_loss(
     Returns:
         Scalar, float32 (float64 for float64 logits). Not normalized: divide by the number of positives.
     """
+    _check_options(alpha=alpha, gamma=gamma, scale=scale)
     exponent, weight = _factors(gamma, scale, gradient_ratio, use_focusing, use_weighting)
     positive, negative = alpha_weights(alpha)
     return focal_sum(
@@ -71,6 +72,7 @@ def equalized_quality_focal_loss(
     Returns:
         Scalar, float32 (float64 for float64 logits). Not normalized: divide by the number of positives.
     """
+    _check_options(alpha=None, gamma=gamma, scale=scale)
     exponent, weight = _factors(gamma, scale, gradient_ratio)
     return focal_sum(
         logits, labels, gamma=exponent,
@@ -87,7 +89,8 @@ def _factors(
     return raised if use_focusing else balanced, (raised if use_weighting else balanced) / gamma
 
 
-def _check_scale(gamma: float, scale: float) -> None:
+def _check_options(*, alpha: float | None, gamma: float, scale: float) -> None:
+    check_focal_options(alpha=alpha, gamma=gamma)
     if gamma == 0 or scale < 0:
         raise ValueError(f"gamma is {gamma} and scale {scale}; expected gamma above 0 and scale at least 0")
 
@@ -119,8 +122,7 @@ class EqualizedFocalLoss(GradientGuidedLoss):
         weight: float = 1.0,
     ):
         super().__init__(num_classes, weight=weight)
-        check_focal_options(alpha=alpha, gamma=gamma)
-        _check_scale(gamma, scale)
+        _check_options(alpha=alpha, gamma=gamma, scale=scale)
         self.alpha = alpha
         self.gamma = gamma
         self.scale = scale
@@ -149,11 +151,11 @@ class EqualizedQualityFocalLoss(GradientGuidedLoss):
     """
 
     uses_quality = True
+    neutral_form = "quality focal loss"
 
     def __init__(self, num_classes: int, *, gamma: float = 2.0, scale: float = 4.0, weight: float = 1.0):
         super().__init__(num_classes, weight=weight)
-        check_focal_options(alpha=None, gamma=gamma)
-        _check_scale(gamma, scale)
+        _check_options(alpha=None, gamma=gamma, scale=scale)
         self.gamma = gamma
         self.scale = scale
 

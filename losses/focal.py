@@ -1,4 +1,4 @@
-"""Focal loss, and the cross entropy that it is at gamma 0."""
+"""Sigmoid focal loss, and the cross entropy that it is at gamma 0."""
 
 from torch import Tensor
 
@@ -18,8 +18,21 @@ def sigmoid_focal_loss(logits: Tensor, labels: Tensor, *, alpha: float | None, g
     Returns:
         Scalar, float32 (float64 for float64 logits). Not normalized: divide by the number of positives.
     """
+    check_focal_options(alpha=alpha, gamma=gamma)
     positive, negative = alpha_weights(alpha)
     return focal_sum(logits, labels, gamma=gamma, positive_weight=positive, negative_weight=negative)
+
+
+def sigmoid_cross_entropy_loss(logits: Tensor, labels: Tensor, *, alpha: float | None) -> Tensor:
+    """Sum of the alpha-balanced cross entropy over anchors and classes (Lin et al. 2017, arXiv:1708.02002, eq. 3).
+
+    Args:
+        logits, labels, alpha: see `sigmoid_focal_loss`.
+
+    Returns:
+        Scalar, float32 (float64 for float64 logits). Not normalized: divide by the number of positives.
+    """
+    return sigmoid_focal_loss(logits, labels, alpha=alpha, gamma=0.0)
 
 
 class FocalLoss(DenseLoss):
@@ -43,10 +56,8 @@ class FocalLoss(DenseLoss):
         return sigmoid_focal_loss(logits, labels, alpha=self.alpha, gamma=self.gamma)
 
 
-class CrossEntropyLoss(FocalLoss):
-    """Sigmoid cross entropy over the levels of a feature pyramid, balanced by alpha: focal loss at gamma 0.
-
-    Lin et al. 2017, arXiv:1708.02002, eq. 3.
+class CrossEntropyLoss(DenseLoss):
+    """Sigmoid cross entropy over the levels of a feature pyramid, see `sigmoid_cross_entropy_loss`.
 
     Args:
         num_classes: K.
@@ -55,4 +66,10 @@ class CrossEntropyLoss(FocalLoss):
     """
 
     def __init__(self, num_classes: int, *, alpha: float | None = 0.75, weight: float = 1.0):
-        super().__init__(num_classes, alpha=alpha, gamma=0.0, weight=weight)
+        super().__init__(num_classes, weight=weight)
+        check_focal_options(alpha=alpha, gamma=0.0)
+        self.alpha = alpha
+
+    def level_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Scalar sum of the cross entropy over one level."""
+        return sigmoid_cross_entropy_loss(logits, labels, alpha=self.alpha)

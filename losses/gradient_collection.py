@@ -11,7 +11,7 @@ from .stepwise import StepwiseLoss
 
 _log = logging.getLogger(__name__)
 
-CHECKED_STEP = 200  # the step after which the state is looked at, once: it costs a synchronization with the device
+CHECK_EVERY = 200  # steps between two looks at the state, each of which costs a synchronization with the device
 
 
 class GradientGuidedLoss(StepwiseLoss):
@@ -23,6 +23,8 @@ class GradientGuidedLoss(StepwiseLoss):
     activation checkpointing. For every optimizer step: `begin_step()`; any number of passes of forward and backward;
     `after_backward(...)`.
 
+    A warning tells, once, that no gradients have arrived, and that no class is treated differently.
+
     Args:
         num_classes: K.
         weight: factor of the whole loss, above 0.
@@ -33,9 +35,12 @@ class GradientGuidedLoss(StepwiseLoss):
         pending: (2, K) float64, this rank's share of the step in work; row 0: of positives, row 1: of negatives.
     """
 
+    neutral_form = "focal loss"  # what the loss is while no class is treated differently
+
     def __init__(self, num_classes: int, *, weight: float):
         super().__init__(num_classes, weight=weight, sums=("positive_gradient", "negative_gradient"))
-        self._passes = self._steps = 0  # in this process; for the warning alone
+        # For the warning alone, of this process: passes since the last step, steps, the total when last looked at.
+        self._passes, self._steps, self._seen, self._warned = 0, 0, 0.0, False
 
     @property
     def gradient_ratio(self) -> Tensor:
@@ -43,37 +48,47 @@ class GradientGuidedLoss(StepwiseLoss):
         ratio = (self.positive_gradient / (self.negative_gradient + 1e-10)).clamp(0, 1)
         return torch.where(self._updated(), ratio, 1.0)
 
+    def is_neutral(self) -> Tensor:
+        """Bool scalar: whether no class is treated differently, as in the first step."""
+        return (self.gradient_ratio >= 1).all()
+
     def forward(self, logits: Sequence[Tensor], *targets: Sequence[Tensor]) -> Tensor:
         """See DenseLoss.forward."""
-        if torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled():
             self._passes += 1
-            if self._passes == CHECKED_STEP and self._steps == 0:
-                self._warn("after_backward() was never called")
+            if self._passes == CHECK_EVERY:
+                self._warn(
+                    f"after_backward() was not called in {CHECK_EVERY} passes. Its state changes by that call alone, which "
+                    "belongs after the last backward() of every step"
+                )
         return super().forward(logits, *targets)
 
     def after_backward(self, *, gradient_scale: float = 1.0, step_taken: bool = True) -> None:
         """See StepwiseLoss.after_backward."""
         super().after_backward(gradient_scale=gradient_scale, step_taken=step_taken)
+        self._passes = 0
         self._steps += 1
-        if self._steps == CHECKED_STEP:
+        if self._steps % CHECK_EVERY == 0 and not self._warned:
             self._check()
 
     def _updated(self) -> Tensor:
         return (self.positive_gradient + self.negative_gradient).sum() > 0
 
     def _check(self) -> None:
-        if not self._updated():
+        gathered = (self.positive_gradient.sum() + self.negative_gradient.sum()).item()
+        if gathered == self._seen:
             self._warn(
-                f"no gradient has arrived in {CHECKED_STEP} steps; are the logits detached, was after_backward() called "
+                f"no gradient has arrived in {CHECK_EVERY} steps; are the logits detached, was after_backward() called "
                 "before backward(), or was every step skipped?"
             )
-        elif (self.gradient_ratio >= 1).all():
+        elif self.is_neutral():
             self._warn(
-                f"the gradient ratio of no class is below 1 after {CHECKED_STEP} steps: positives outweigh negatives "
-                "everywhere. The prior of the scores, or the number of anchors per positive, is too small for negatives "
-                "to matter"
+                f"it is plain {self.neutral_form} after {self._steps} steps: in every class positives outweigh negatives. "
+                "The prior of the scores, or the number of anchors per positive, is too small for negatives to matter"
             )
+        self._seen = gathered
 
     def _warn(self, what: str) -> None:
-        if not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
-            _log.warning("%s: %s. Until that changes no class is treated differently", type(self).__name__, what)
+        if not self._warned and not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
+            _log.warning("%s: %s", type(self).__name__, what)
+        self._warned = True

@@ -21,6 +21,7 @@ def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, *, gamma
     Returns:
         Scalar, float32 (float64 for float64 logits). Not normalized: divide by the number of positives.
     """
+    check_focal_options(alpha=None, gamma=gamma)
     return focal_sum(logits, labels, gamma=gamma, quality=quality)
 
 

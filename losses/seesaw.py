@@ -48,6 +48,7 @@ def seesaw_loss(
     Returns:
         Scalar, float32 (float64 for float64 logits). Not normalized: divide by the number of positives.
     """
+    _check_options(alpha=alpha, gamma=gamma, mitigation=mitigation, compensation=compensation)
     log_counts = counts.detach().double().clamp(min=1).log().to(computing_dtype(logits))
 
     def of_rows(z: Tensor, row_labels: Tensor) -> Tensor:
@@ -65,6 +66,14 @@ def seesaw_loss(
     return focal_sum(
         logits, labels, gamma=gamma, positive_weight=positive, negative_weight=negative, row_weight=of_rows
     )
+
+
+def _check_options(*, alpha: float | None, gamma: float, mitigation: float, compensation: float) -> None:
+    check_focal_options(alpha=alpha, gamma=gamma)
+    if mitigation < 0 or compensation < 0:
+        raise ValueError(
+            f"mitigation is {mitigation} and compensation {compensation}; expected exponents of at least 0"
+        )
 
 
 class SeesawLoss(StepwiseLoss):
@@ -98,19 +107,15 @@ class SeesawLoss(StepwiseLoss):
         weight: float = 1.0,
     ):
         super().__init__(num_classes, weight=weight, sums=("counts",))
-        check_focal_options(alpha=alpha, gamma=gamma)
-        if mitigation < 0 or compensation < 0:
-            raise ValueError(
-                f"mitigation is {mitigation} and compensation {compensation}; expected exponents of at least 0"
-            )
+        _check_options(alpha=alpha, gamma=gamma, mitigation=mitigation, compensation=compensation)
         self.mitigation = mitigation
         self.compensation = compensation
         self.alpha = alpha
         self.gamma = gamma
 
     def level_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Scalar sum of the Seesaw Loss over one level; counts its positives unless gradients are disabled."""
-        if torch.is_grad_enabled():
+        """Scalar sum of the Seesaw Loss over one level; counts its positives in training mode with gradients enabled."""
+        if self.training and torch.is_grad_enabled():
             rows = labels.flatten()
             self.pending[0].index_add_(0, rows.clamp(min=0), (rows >= 0).double())
         return seesaw_loss(

@@ -37,6 +37,7 @@ def softmax_focal_loss(
     Returns:
         Scalar, or the shape of target for "none"; float32 (float64 for float64 logits).
     """
+    check_options(gamma=gamma, reduction=reduction)
     log_odds, counted = target_log_odds(logits, target, ignore_index)
     return reduce_losses(focal_of_log_odds(log_odds, gamma), counted, reduction)
 
@@ -56,14 +57,23 @@ def inverse_focal_loss(
     Returns:
         Scalar, or the shape of target for "none"; float32 (float64 for float64 logits).
     """
+    check_options(gamma=gamma, reduction=reduction)
     log_odds, counted = target_log_odds(logits, target, ignore_index)
     losses = -(1 + log_odds.sigmoid()).pow(gamma) * F.logsigmoid(log_odds)
     return reduce_losses(losses, counted, reduction)
 
 
+def check_options(*, alpha: float | None = None, gamma: Gamma, reduction: str) -> None:
+    """Raises ValueError for options that no focal loss of samples can have."""
+    check_focal_options(alpha=alpha, gamma=0.0 if callable(gamma) else gamma)
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is {reduction!r}; expected 'mean', 'sum' or 'none'")
+
+
 def focal_of_log_odds(log_odds: Tensor, gamma: Gamma) -> Tensor:
     """-(1 - p)^gamma log p of every entry, where p = sigmoid(log_odds)."""
-    exponent = gamma(log_odds.detach().sigmoid()).detach() if callable(gamma) else gamma
+    # An infinite exponent times log(1 - p) = 0 would be nan; one of 1e30 leaves room for the factors of backward.
+    exponent = gamma(log_odds.detach().sigmoid()).detach().clamp(max=1e30) if callable(gamma) else gamma
     return -(exponent * F.logsigmoid(-log_odds)).exp() * F.logsigmoid(log_odds)
 
 
@@ -74,9 +84,7 @@ def reduce_losses(losses: Tensor, counted: Tensor, reduction: str) -> Tensor:
         return losses
     if reduction == "sum":
         return losses.sum()
-    if reduction == "mean":
-        return losses.sum() / counted.sum().clamp(min=1)
-    raise ValueError(f"reduction is {reduction!r}; expected 'mean', 'sum' or 'none'")
+    return losses.sum() / counted.sum().clamp(min=1)
 
 
 def target_log_odds(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
@@ -142,8 +150,7 @@ class SoftmaxFocalLoss(nn.Module):
 
     def __init__(self, *, gamma: Gamma = 2.0, ignore_index: int = -100, reduction: str = "mean"):
         super().__init__()
-        if not callable(gamma):
-            check_focal_options(alpha=None, gamma=gamma)
+        check_options(gamma=gamma, reduction=reduction)
         self.gamma = gamma
         self.ignore_index = ignore_index
         self.reduction = reduction
@@ -166,7 +173,7 @@ class InverseFocalLoss(nn.Module):
 
     def __init__(self, *, gamma: float = 2.0, ignore_index: int = -100, reduction: str = "mean"):
         super().__init__()
-        check_focal_options(alpha=None, gamma=gamma)
+        check_options(gamma=gamma, reduction=reduction)
         self.gamma = gamma
         self.ignore_index = ignore_index
         self.reduction = reduction

@@ -29,12 +29,12 @@ def costs(case: Case, *, repeats: int) -> dict[str, Cost]:
     with progress_bar(total=rounds * len(CONTENDERS), desc="losses", unit="pass") as bar:
         extra = {}
         for name in CONTENDERS if memory.is_measurable() else ():
-            extra[name] = _extra_memory_of(case, name)
+            extra[name] = extra_memory(case, name)
             bar.update()
         torch.set_num_threads(case.threads)
         inputs, seconds = case.inputs(), {name: [] for name in CONTENDERS}
-        # In turn, so that whatever else the machine does hits all alike. The first round warms up: on some processors one
-        # call of pow makes PyTorch's log1p, which cross entropy needs, six times faster for as long as the process lives.
+        # In turn, so that whatever else the machine does hits all alike. The first round warms up: on some processors
+        # PyTorch's log1p, which cross entropy needs too, is slow before the first call of ours, see losses/kernel.py.
         for _ in range(repeats + 1):
             for name, contender in CONTENDERS.items():
                 seconds[name].append(_seconds(contender, inputs))
@@ -55,14 +55,17 @@ def _wait_for(inputs: Inputs) -> None:
         torch.cuda.synchronize()
 
 
-def _extra_memory_of(case: Case, name: str) -> int:
-    """`extra_memory` in a new process, whose allocators have nothing left over from another contender."""
+def extra_memory(case: Case, name: str) -> int:
+    """Bytes at the peak of one pass of a contender above what there was before, the logits among it.
+
+    Of a new process, whose allocators have nothing left over.
+    """
     # Forked from one that has imported torchvision and done nothing else: as fresh as any, seconds earlier.
     context = get_context("forkserver")
     context.set_forkserver_preload(["torchvision"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(extra_memory, case, CONTENDERS[name]).result()
+            return pool.submit(_extra_memory_here, case, CONTENDERS[name]).result()
         except BrokenProcessPool as error:
             raise RuntimeError(
                 f"the process that measured the memory of {name!r} on {case.rows} x {case.classes} logits was killed: "
@@ -70,8 +73,7 @@ def _extra_memory_of(case: Case, name: str) -> int:
             ) from error
 
 
-def extra_memory(case: Case, contender: Contender) -> int:
-    """Bytes at the peak of one pass above what there was before, the logits among it. Call it in a new process."""
+def _extra_memory_here(case: Case, contender: Contender) -> int:
     torch.set_num_threads(case.threads)
     one_pass(contender, case._replace(rows=min(case.rows, 200)).inputs())  # loads what is loaded once
     inputs = case.inputs()

@@ -48,12 +48,44 @@ def test_giou_of_boxes_without_area_is_finite_with_its_gradient():
 
 
 @pytest.mark.parametrize("name", BOX_LOSSES)
-def test_no_positives_give_zero_with_a_graph(name):
+@pytest.mark.parametrize("weights", [None, torch.zeros(0)])
+def test_no_positives_give_zero_with_a_graph(name, weights):
     prediction = torch.zeros(0, 4, requires_grad=True)
-    loss = BOX_LOSSES[name]()(prediction, torch.zeros(0, 4))
+    loss = BOX_LOSSES[name]()(prediction, torch.zeros(0, 4), weights)
     loss.backward()
     assert loss.item() == 0
     assert prediction.grad.shape == (0, 4)
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_weights_multiply_the_loss_of_each_box_with_its_gradient(name):
+    loss, target = BOX_LOSSES[name](weight=2.0), random_boxes(1)
+    prediction = random_boxes(0).requires_grad_()
+    weights = torch.rand(30, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    weights[3] = 0
+    one_by_one = sum(w * loss(prediction[i : i + 1], target[i : i + 1]) for i, w in enumerate(weights.tolist()))
+    weighted = loss(prediction, target, weights)
+    torch.testing.assert_close(weighted, one_by_one)
+    ours, theirs = (torch.autograd.grad(value, prediction)[0] for value in (weighted, one_by_one))
+    torch.testing.assert_close(ours, theirs)
+    assert not ours[3].any()
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_weights_are_constants_in_backward(name):
+    prediction, weights = random_boxes(0).requires_grad_(), torch.rand(30, requires_grad=True)
+    BOX_LOSSES[name]()(prediction, random_boxes(1), weights).backward()
+    assert prediction.grad.any()
+    assert weights.grad is None
+
+
+def test_weighted_losses_by_hand():
+    # Corner overlap: 1 - GIoU is 1 - (1 / 7 - 2 / 9) = 68 / 63; a box that fits has no loss, whatever its weight.
+    square, weights = torch.tensor([[0.0, 0, 2, 2]]).expand(2, 4), torch.tensor([0.25, 100])
+    moved = square + torch.tensor([[1.0], [0]])
+    assert giou_loss(moved, square, weights).item() == pytest.approx(0.25 * 68 / 63)
+    assert l1_loss(moved, square, weights).item() == pytest.approx(0.25 * 4)
+    assert smooth_l1_loss(moved, square, weights, beta=0.5).item() == pytest.approx(0.25 * 4 * 0.75)
 
 
 @pytest.mark.parametrize("name", BOX_LOSSES)

@@ -6,7 +6,14 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
 import losses.kernel
-from losses import BACKGROUND, IGNORE, FocalLoss, sigmoid_focal_loss
+from losses import (
+    BACKGROUND,
+    IGNORE,
+    CrossEntropyLoss,
+    FocalLoss,
+    sigmoid_cross_entropy_loss,
+    sigmoid_focal_loss,
+)
 
 OPTIONS = {"alpha": 0.25, "gamma": 2.0}
 
@@ -70,7 +77,7 @@ def test_gradient_is_the_derivative_of_the_loss(gamma):
 def test_chunks_change_nothing(monkeypatch):
     logits, labels = random_case()
     loss, whole = sigmoid_focal_loss(logits, labels, **OPTIONS), gradient(logits, labels, **OPTIONS)
-    monkeypatch.setattr(losses.kernel, "CHUNK", 3 * 10 * 7)  # three rows at a time; 40 rows leave a short last chunk
+    monkeypatch.setattr(losses.kernel, "CHUNK", 3 * 10 * 8)  # three rows at a time; 40 rows leave a short last chunk
     torch.testing.assert_close(sigmoid_focal_loss(logits, labels, **OPTIONS), loss, rtol=1e-14, atol=0)
     torch.testing.assert_close(gradient(logits, labels, **OPTIONS), whole, rtol=1e-13, atol=0)
 
@@ -153,6 +160,20 @@ def test_second_derivative_is_refused():
         first.sum().backward()
 
 
+def test_second_derivative_through_a_function_of_the_loss_is_refused():
+    logits, labels = random_case()
+    logits.requires_grad_()
+    (first,) = torch.autograd.grad(sigmoid_focal_loss(logits, labels, **OPTIONS) ** 2, logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_module_is_left_out_of_compiled_code():
+    logits, labels = random_case()
+    with pytest.raises(Exception, match=r"torch\.compiler\.disable"):
+        torch.compile(FocalLoss(7), backend="eager", fullgraph=True)([logits], [labels])
+
+
 def test_gradient_of_forward_is_handed_over_without_a_copy():
     logits, labels = random_case()
     logits.requires_grad_()
@@ -203,6 +224,15 @@ def test_module_sums_over_levels_times_its_weight():
     levels = [logits[:24].view(2, 12, 7), logits[24:].view(2, 8, 7)]
     loss = FocalLoss(7, **OPTIONS, weight=3.0)(levels, [labels[:24].view(2, 12), labels[24:].view(2, 8)])
     assert loss.item() == pytest.approx(3 * slow_focal_loss(logits, labels, **OPTIONS), rel=1e-12)
+
+
+def test_cross_entropy_is_focal_loss_at_gamma_zero():
+    logits, labels = random_case()
+    expected = slow_focal_loss(logits, labels, alpha=0.3, gamma=0.0)
+    assert sigmoid_cross_entropy_loss(logits, labels, alpha=0.3).item() == pytest.approx(expected, rel=1e-12)
+    assert CrossEntropyLoss(7, alpha=0.3, weight=2.0)([logits], [labels]).item() == pytest.approx(
+        2 * expected, rel=1e-12
+    )
 
 
 def test_module_refuses_logits_of_another_number_of_classes():

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+import losses.focusing
 from losses import adaptive_gamma, equal_gradient_gamma, flsd_gamma
 
 
@@ -42,6 +43,13 @@ def test_equal_gradient_gamma_has_the_values_of_the_closed_form_in_many_digits()
     }
     p = torch.tensor(list(expected), dtype=torch.float64)
     assert equal_gradient_gamma(p).tolist() == pytest.approx(list(expected.values()), rel=1e-11)
+
+
+def test_one_more_step_of_newton_changes_nothing(monkeypatch):
+    p = torch.linspace(0.001, 0.3, 1000, dtype=torch.float64)
+    roots = equal_gradient_gamma(p)
+    monkeypatch.setattr(losses.focusing, "NEWTON_STEPS", losses.focusing.NEWTON_STEPS + 1)
+    torch.testing.assert_close(equal_gradient_gamma(p), roots, rtol=1e-14, atol=0)
 
 
 def test_no_exponent_above_zero_keeps_the_gradient_beyond_one_half():

@@ -101,6 +101,20 @@ def test_quality_of_another_shape_is_refused():
         quality_focal_loss(logits, labels, quality[:1], gamma=2.0)
 
 
+@pytest.mark.parametrize("value", [-0.01, 1.01])
+def test_quality_of_a_positive_outside_its_range_is_refused(value):
+    logits, labels, quality = random_case()
+    quality[(labels >= 0).nonzero()[3]] = value
+    with pytest.raises(ValueError, match=rf"quality of a positive is {value}; expected a value in \[0, 1\]"):
+        quality_focal_loss(logits, labels, quality, gamma=2.0)
+
+
+def test_a_quality_that_is_nan_makes_the_loss_nan():
+    logits, labels, quality = random_case()
+    quality[(labels >= 0).nonzero()[3]] = math.nan
+    assert quality_focal_loss(logits, labels, quality, gamma=2.0).isnan()
+
+
 def test_background_alone_is_focal_loss():
     logits, _, quality = random_case()
     labels = torch.full((40,), BACKGROUND)

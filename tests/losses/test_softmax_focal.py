@@ -202,6 +202,15 @@ def test_unbounded_adaptive_gamma_has_the_gradient_of_cross_entropy():
     torch.testing.assert_close(gradient, expected, rtol=1e-11, atol=1e-15)
 
 
+def test_unbounded_adaptive_gamma_is_finite_for_every_float32():
+    logits = torch.linspace(-200, 200, 4001)
+    logits = torch.stack([logits, torch.zeros_like(logits)], dim=1)
+    target = torch.zeros(4001, dtype=torch.int64)
+    loss, gradient = loss_and_gradient(softmax_focal_loss, logits, target, gamma=equal_gradient_gamma, reduction="none")
+    assert loss.isfinite().all()
+    assert gradient.isfinite().all()
+
+
 def test_adaptive_gamma_pulls_harder_below_its_range_and_softer_above():
     logits, target = random_case()
     logits.requires_grad_()

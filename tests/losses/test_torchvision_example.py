@@ -1,5 +1,7 @@
 """The README's example: our EFL in torchvision's RetinaNet."""
 
+import copy
+import re
 from functools import partial
 from pathlib import Path
 
@@ -64,6 +66,44 @@ def test_example_trains_and_gathers_gradients(example, small_images):
     assert losses[1] < losses[0]
 
 
+def train_in_half(example: str, batches: list, dtype: torch.dtype, scale: float):
+    """The example's model after its training loop with autocast and a GradScaler, by the lines that README has for that."""
+    readme = README.read_text(encoding="utf-8")
+    before, after = (
+        re.search(rf"`({line})`", readme)[1] for line in (r"scale = scaler[^`]*", r"efl\.after_backward\(gra[^`]*")
+    )
+    names = run(example, [])
+    model, optimizer, efl = names["model"], names["optimizer"], names["efl"]
+    names |= {"scaler": torch.amp.GradScaler("cpu", init_scale=scale), "processes": 1}
+    for images, targets in batches:
+        efl.begin_step()
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype):
+            losses = model(images, targets)
+        names["scaler"].scale(sum(losses.values())).backward()
+        names["scaler"].step(optimizer)
+        exec(before, names)
+        names["scaler"].update()
+        exec(after, names)
+    return model
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float16, 2.0**10), (torch.bfloat16, 2.0**16)])
+def test_example_collects_under_a_grad_scaler_what_it_collects_without(example, small_images, dtype, scale):
+    batches = draw_batches(1, num_images=1)
+    plain, scaled = run(example, batches)["model"], train_in_half(example, batches, dtype, scale)
+    for name in ("positive_gradient", "negative_gradient"):
+        expected = getattr(plain.efl, name)
+        assert expected.any()
+        torch.testing.assert_close(getattr(scaled.efl, name), expected, rtol=0.05, atol=0)
+
+
+def test_step_that_the_grad_scaler_skips_is_not_collected(example, small_images):
+    model = train_in_half(example, draw_batches(1, num_images=1), torch.float16, 2.0**30)  # gradients overflow
+    assert not model.efl.positive_gradient.any()
+    assert not model.efl.negative_gradient.any()
+
+
 def test_first_loss_of_the_example_is_torchvisions_own(example, small_images):
     ((images, targets),) = draw_batches(1, num_images=1)  # torchvision averages over images
     ours = run(example, [])["model"]
@@ -72,3 +112,12 @@ def test_first_loss_of_the_example_is_torchvisions_own(example, small_images):
     assert ours(images, targets)["classification"].item() == pytest.approx(
         theirs(images, targets)["classification"].item(), rel=1e-5
     )
+
+
+def test_copy_of_the_example_has_a_loss_of_its_own(example, small_images):
+    ((images, targets),) = draw_batches(1)
+    model = run(example, [])["model"]
+    copied = copy.deepcopy(model)
+    sum(copied(images, targets).values()).backward()
+    assert copied.efl.pending.any()
+    assert not model.efl.pending.any()
