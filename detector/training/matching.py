@@ -1,6 +1,7 @@
-"""Which anchor is to find which object, and which anchors are ignored. R anchors over all levels, G objects."""
+"""Which anchor is to find which object, and which anchors are ignored. N images, R anchors over all levels, G objects."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -8,7 +9,12 @@ from torch import Tensor
 from losses import BACKGROUND, IGNORE
 
 from ..model.boxes import area, centers, intersection, intersection_over_union
-from .atss import ATSSMatcher
+from .atss import ATSSMatcher, are_inside, are_legacy_objects
+from .center_sampling import CenterSamplingMatcher
+from .pairs import objects_in_parts
+
+# How far below an object's best IoU others still count as its best, in United-Perception.
+LEGACY_TOLERANCE = 1e-3
 
 
 class IoUMatcher:
@@ -19,78 +25,116 @@ class IoUMatcher:
         negative: anchors below this IoU are background; those between the two are ignored.
         low_quality: in addition, match the anchors whose IoU with some object equals that object's best, above 0. As in
             torchvision and detectron2 they go to the object that THEY overlap most, which may be another.
+        legacy_offset: as United-Perception matches: an IoU of `positive` is not enough, `low_quality` forgives a
+            thousandth, and objects at most 1 pixel wide or high match nothing. With IoUs of pixel-inclusive boxes.
     """
 
-    def __init__(self, *, positive: float = 0.5, negative: float = 0.4, low_quality: bool = True):
+    ignores_centers = False
+
+    def __init__(
+        self, *, positive: float = 0.5, negative: float = 0.4, low_quality: bool = True, legacy_offset: bool = False
+    ):
         if not 0 < negative <= positive <= 1:
             raise ValueError(f"IoU thresholds must keep 0 < negative <= positive <= 1; got {negative} and {positive}")
         self.positive = positive
         self.negative = negative
         self.low_quality = low_quality
+        self.legacy_offset = legacy_offset
 
     @torch.no_grad()
-    def __call__(self, anchors: Sequence[Tensor], boxes: Tensor) -> Tensor:
-        """(R,) int64: index into boxes (the first of equals), BACKGROUND or IGNORE.
+    def __call__(self, anchors: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """(N, R) int64: index into the boxes of the image (the first of equals), BACKGROUND or IGNORE.
 
         Args:
             anchors: (R_l, 4) per level.
-            boxes: (G, 4); G may be 0.
+            boxes: (G_i, 4) per image; G_i may be 0.
         """
         every_anchor = torch.cat(list(anchors))
-        if len(boxes) == 0:
-            return torch.full((len(every_anchor),), BACKGROUND, device=every_anchor.device)
-        iou = _pairwise(intersection_over_union, boxes, every_anchor)
-        best, best_object = iou.max(dim=0)
-        matches = best_object.clone()
-        matches[best < self.positive] = IGNORE
-        matches[best < self.negative] = BACKGROUND
-        if self.low_quality:
-            best_of_object = iou.amax(dim=1, keepdim=True)
-            # An object that overlaps no anchor has best IoU 0; matching "the best" would then take them all.
-            forced = ((iou == best_of_object) & (best_of_object > 0)).any(dim=0)
-            matches[forced] = best_object[forced]
-        return matches
+        return torch.stack([self._match(every_anchor, image) for image in boxes])
+
+    def _match(self, anchors: Tensor, boxes: Tensor) -> Tensor:
+        best = anchors.new_zeros(len(anchors))
+        best_object = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
+        forced = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
+        for first, part in objects_in_parts(boxes, len(anchors)):
+            iou = intersection_over_union(part[:, None], anchors)
+            if self.legacy_offset:
+                iou[~are_legacy_objects(part)] = 0
+            if self.low_quality:
+                # An object that overlaps no anchor has best IoU 0; matching "the best" would then take them all.
+                enough = iou.amax(dim=1, keepdim=True) - (LEGACY_TOLERANCE if self.legacy_offset else 0)
+                forced |= ((iou >= enough) & (iou > 0)).any(dim=0)
+            best_of_part, index = iou.max(dim=0)
+            best_object = torch.where(best_of_part > best, first + index, best_object)
+            best = torch.max(best, best_of_part)
+        too_low = best <= self.positive if self.legacy_offset else best < self.positive
+        matches = best_object.masked_fill(too_low, IGNORE).masked_fill(best < self.negative, BACKGROUND)
+        return torch.where(forced, best_object, matches)
 
 
-MATCHERS = {"iou": IoUMatcher, "atss": ATSSMatcher}
+class Matcher(Protocol):
+    """What is in MATCHERS."""
+
+    ignores_centers: bool  # see `assign`
+
+    def __call__(self, anchors: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """(N, R) int64 from (R_l, 4) per level and (G_i, 4) per image: index into the boxes, BACKGROUND or IGNORE."""
+
+
+MATCHERS = {"iou": IoUMatcher, "atss": ATSSMatcher, "center_sampling": CenterSamplingMatcher}
 
 
 @torch.no_grad()
 def assign(
-    matcher: Callable[[Sequence[Tensor], Tensor], Tensor],
+    matcher: Matcher,
     anchors: Sequence[Tensor],
-    boxes: Tensor,
-    ignore_boxes: Tensor,
+    boxes: Sequence[Tensor],
+    ignore_boxes: Sequence[Tensor],
     *,
-    image_size: tuple[int, int],
+    image_sizes: Sequence[tuple[int, int]],
     ignore_padding: bool,
 ) -> Tensor:
-    """(R,) int64 for the anchors of one image: index into boxes, BACKGROUND or IGNORE.
+    """(N, R) int64 for the anchors of each image: index into its boxes, BACKGROUND or IGNORE.
 
     Beyond what the matcher says, anchors that match no object are ignored if half of their area or more lies in one
-    ignore box.
+    ignore box. If the matcher `ignores_centers` (ATSS with legacy_offset), other ones are: in images with objects,
+    those centered in an ignore box, whether they match or not.
 
     Args:
         anchors: (R_l, 4) per level.
-        boxes: (G, 4) objects; G may be 0.
-        ignore_boxes: (M, 4) crowds and ignore regions; M may be 0.
-        image_size: (height, width) without padding.
+        boxes: (G_i, 4) objects per image; G_i may be 0.
+        ignore_boxes: (M_i, 4) crowds and ignore regions per image; M_i may be 0.
+        image_sizes: (height, width) per image, without padding.
         ignore_padding: also ignore unmatched anchors whose center is outside the image.
     """
     matches = matcher(anchors, boxes)
     every_anchor = torch.cat(list(anchors))
-    ignored = torch.zeros_like(matches, dtype=torch.bool)
-    if len(ignore_boxes):
-        covered = _pairwise(intersection, ignore_boxes, every_anchor).amax(dim=0)
-        ignored |= covered >= 0.5 * area(every_anchor)
-    if ignore_padding:
-        x, y = centers(every_anchor).unbind(1)
-        height, width = image_size
-        ignored |= (x < 0) | (y < 0) | (x >= width) | (y >= height)
-    matches[ignored & (matches < 0)] = IGNORE
+    points = centers(every_anchor)
+    for row, objects, regions, (height, width) in zip(matches, boxes, ignore_boxes, image_sizes, strict=True):
+        unmatched = row < 0
+        if not matcher.ignores_centers:
+            ignored = unmatched & _in_any(_is_half_inside, regions, every_anchor)
+        elif are_legacy_objects(objects).any():
+            ignored = _in_any(_is_legacy_center_inside, regions, every_anchor)
+        else:
+            ignored = torch.zeros_like(unmatched)
+        if ignore_padding:
+            ignored |= unmatched & ~((points >= 0) & (points < points.new_tensor([width, height]))).all(dim=1)
+        row[ignored] = IGNORE
     return matches
 
 
-def _pairwise(function: Callable[[Tensor, Tensor], Tensor], boxes: Tensor, anchors: Tensor) -> Tensor:
-    """(G, R) from a function of broadcast boxes; its temporaries are those of 16,384 anchors at a time."""
-    return torch.cat([function(boxes[:, None], part) for part in anchors.split(16_384)], dim=1)
+def _in_any(rule: Callable[[Tensor, Tensor], Tensor], boxes: Tensor, anchors: Tensor) -> Tensor:
+    """(R,) whether the rule holds for an anchor and any of the (M, 4) boxes."""
+    found = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
+    for _, part in objects_in_parts(boxes, len(anchors)):
+        found |= rule(anchors, part[:, None]).any(dim=0)
+    return found
+
+
+def _is_half_inside(anchors: Tensor, boxes: Tensor) -> Tensor:
+    return intersection(boxes, anchors) >= 0.5 * area(anchors)
+
+
+def _is_legacy_center_inside(anchors: Tensor, boxes: Tensor) -> Tensor:
+    return are_inside(centers(anchors), boxes, margin=0.5)

@@ -60,3 +60,9 @@ def test_clip_uses_height_for_y_and_width_for_x():
     boxes = torch.tensor([[-5.0, -6.0, 500.0, 600.0], [10.0, 20.0, 30.0, 40.0], [210.0, 120.0, 230.0, 130.0]])
     expected = torch.tensor([[0.0, 0.0, 200.0, 100.0], [10.0, 20.0, 30.0, 40.0], [200.0, 100.0, 200.0, 100.0]])
     assert torch.equal(clip(boxes, (100, 200)), expected)
+
+
+def test_clip_to_pixels_leaves_a_box_beyond_the_image_a_pixel_of_it():
+    boxes = torch.tensor([[-9.0, -6.0, -5.0, 600.0], [10.0, 20.0, 30.0, 40.0], [210.0, 120.0, 230.0, 130.0]])
+    expected = torch.tensor([[0.0, 0.0, 1.0, 100.0], [10.0, 20.0, 30.0, 40.0], [199.0, 99.0, 200.0, 100.0]])
+    assert torch.equal(clip(boxes, (100, 200), legacy_offset=True), expected)
