@@ -8,8 +8,8 @@ from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
 from .checkpoint import load_checkpoint, network_weights
 from .classes import Classes
+from .conversion.torchvision import convert_torchvision_retinanet
 from .model.retinanet import RetinaNet
-from .model.torchvision_weights import convert_torchvision_retinanet
 from .training.engine import Run
 from .yaml_files import ConfigError
 
@@ -46,10 +46,13 @@ def start_from(run: Run, path: Path | str, classes: Classes) -> str:
 def _from_checkpoint(state: dict, path: Path | str, classes: Classes) -> tuple[dict[str, Tensor], str]:
     theirs = state["classes"]
     classes.check_same(theirs["ids"], theirs["names"], here="the training set", there=f"init_from {path}")
-    taken = (
-        f"{'averaged ' if state['ema'] else ''}weights of step {state['step']} of a run with "
-        f"{state['config']['loss']['classification']['name']}"
-    )
+    if "source" in state:
+        taken = f"weights converted from {state['source']}"
+    else:
+        taken = (
+            f"{'averaged ' if state['ema'] else ''}weights of step {state['step']} of a run with "
+            f"{state['config']['loss']['classification']['name']}"
+        )
     if state["criterion"]:
         dropped = ", ".join(key.removeprefix("classification.") for key in state["criterion"])
         taken += f"; its loss state ({dropped}) is dropped, the loss of this run starts anew"

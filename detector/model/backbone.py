@@ -77,6 +77,7 @@ def resnet(
     weights: str | None = None,
     frozen_stages: int = 0,
     norm: Literal["frozen_bn", "frozen_stats", "bn", "sync_bn", "gn"] = "frozen_bn",
+    stride_in_1x1: bool = False,
 ) -> ResNet:
     """A ResNet trunk.
 
@@ -88,14 +89,19 @@ def resnet(
         norm: with "gn", the BatchNorm layers of the weights are left out and GroupNorm starts at 1 and 0; every other
             entry must fit. With "frozen_bn" or "frozen_stats" and no weights at all the norm layers keep the statistics 0
             and 1: load a detector then.
+        stride_in_1x1: the first 1x1 convolution of a stage halves the size, as in the ResNets of MSRA and Caffe2, and not
+            the 3x3 one after it, as in torchvision's. For resnet50 and resnet101.
 
     Raises:
-        ValueError: weights that are neither a file nor a known name, cannot be downloaded, or do not fit the trunk.
+        ValueError: weights that are neither a file nor a known name, cannot be downloaded, or do not fit the trunk;
+            stride_in_1x1 for blocks that do not begin with a 1x1 convolution.
     """
     if name == "thin":
         trunk = _thin(NORMS[norm], frozen_stages)
     else:
         trunk = _trunk_of(TORCHVISION_RESNETS[name](weights=None, norm_layer=NORMS[norm]), frozen_stages)
+    if stride_in_1x1:
+        _move_strides(trunk)
     if weights is not None:
         load_weights(trunk, read_weights(name, weights), source=f"{name} weights {weights}")
     return trunk
@@ -146,6 +152,14 @@ def load_weights(trunk: ResNet, state_dict: Mapping[str, Tensor], *, source: str
             f"{source} do not fit the trunk: missing {_some(missing)}; unexpected {_some(unexpected)}; "
             "expected the state dict of the same ResNet, with torchvision's keys"
         )
+
+
+def _move_strides(trunk: ResNet) -> None:
+    for layer in (trunk.layer2, trunk.layer3, trunk.layer4):
+        first, second = layer[0].conv1, layer[0].conv2
+        if first.kernel_size != (1, 1):
+            raise ValueError("stride_in_1x1 is for resnet50 and resnet101, whose blocks begin with a 1x1 convolution")
+        first.stride, second.stride = second.stride, first.stride
 
 
 def _some(keys: Sequence[str]) -> str:

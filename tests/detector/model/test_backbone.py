@@ -57,7 +57,7 @@ def test_features_have_strides_8_16_32_rounded_up(name, out_channels):
     ]
 
 
-@pytest.mark.parametrize("norm", ["frozen_bn", "bn"])
+@pytest.mark.parametrize("norm", ["frozen_bn", "frozen_stats", "bn"])
 def test_torchvision_state_dict_gives_torchvision_features(torchvision_resnet18, saved_resnet18, norm):
     trunk = resnet("resnet18", weights=saved_resnet18, norm=norm).eval()
     images = torch.randn(1, 3, 40, 72)
@@ -69,6 +69,7 @@ def test_torchvision_state_dict_gives_torchvision_features(torchvision_resnet18,
 def test_keys_are_those_of_torchvision_without_the_classifier():
     expected = {key for key in torchvision.models.resnet18().state_dict() if not key.startswith("fc.")}
     assert set(resnet("resnet18", norm="bn").state_dict()) == expected
+    assert set(resnet("resnet18", norm="frozen_stats").state_dict()) == expected
 
 
 def test_frozen_bn_learns_nothing_and_keeps_its_statistics_in_training(saved_resnet18):
@@ -77,6 +78,28 @@ def test_frozen_bn_learns_nothing_and_keeps_its_statistics_in_training(saved_res
     trunk(torch.randn(2, 3, 32, 32))
     assert all(torch.equal(trunk.state_dict()[key], value) for key, value in before.items())
     assert not any("bn" in key or "downsample.1" in key for key, _ in trunk.named_parameters())
+
+
+def test_frozen_stats_trains_scale_and_shift_and_keeps_its_statistics(torchvision_resnet18, saved_resnet18):
+    trunk = resnet("resnet18", weights=saved_resnet18, norm="frozen_stats", frozen_stages=2).train()
+    images = torch.randn(2, 3, 32, 32)
+    features = trunk(images)
+    for ours, theirs in zip(features, torchvision_features(torchvision_resnet18, images), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)  # theirs are in eval mode
+    sum(level.sum() for level in features).backward()
+    norms = {name: p for name, p in trunk.named_parameters() if "bn" in name or "downsample.1" in name}
+    assert len(norms) == 2 * 20
+    assert all((p.grad is None) == name.startswith(("bn1", "layer1")) for name, p in norms.items())
+    theirs = torchvision_resnet18.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in trunk.state_dict().items())
+
+
+def test_frozen_stats_loads_the_weights_of_a_frozen_bn_trunk(torchvision_resnet18, saved_resnet18, tmp_path):
+    frozen = resnet("resnet18", weights=saved_resnet18, norm="frozen_bn")
+    torch.save(frozen.state_dict(), tmp_path / "frozen.pth")  # counts no batches
+    trunk = resnet("resnet18", weights=str(tmp_path / "frozen.pth"), norm="frozen_stats")
+    images = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(trunk(images)[-1], frozen(images)[-1], rtol=1e-4, atol=1e-4)
 
 
 def test_group_norm_takes_the_convolutions_and_leaves_batch_norm_out(torchvision_resnet18, saved_resnet18):
@@ -88,7 +111,7 @@ def test_group_norm_takes_the_convolutions_and_leaves_batch_norm_out(torchvision
     assert all(torch.equal(norm.bias, torch.zeros_like(norm.bias)) for norm in norms)
 
 
-@pytest.mark.parametrize("norm", ["frozen_bn", "bn", "gn"])
+@pytest.mark.parametrize("norm", ["frozen_bn", "frozen_stats", "bn", "gn"])
 def test_thin_trunk_loads_its_own_state_dict(tmp_path, norm):
     trunk = resnet("thin", norm=norm).eval()
     randomize_norms(trunk)
@@ -189,3 +212,19 @@ def test_group_norm_still_wants_every_convolution(torchvision_resnet18, tmp_path
     torch.save(state_dict, tmp_path / "partial.pth")
     with pytest.raises(ValueError, match=r"missing layer2\.0\.conv1\.weight; unexpected nothing"):
         resnet("resnet18", weights=str(tmp_path / "partial.pth"), norm="gn")
+
+
+@torch.no_grad()
+def test_strides_lie_in_the_first_1x1_convolution_if_asked():
+    trunk, other = resnet("resnet50", norm="bn", stride_in_1x1=True).eval(), resnet("resnet50", norm="bn").eval()
+    other.load_state_dict(trunk.state_dict())
+    for layer in (trunk.layer2, trunk.layer3, trunk.layer4):
+        strides = [convolution.stride for convolution in (layer[0].conv1, layer[0].conv2, layer[0].downsample[0])]
+        assert strides == [(2, 2), (1, 1), (2, 2)]
+    assert trunk.layer1[0].conv1.stride == (1, 1)
+    image = torch.randn(1, 3, 64, 96)
+    for here, there in zip(trunk(image), other(image), strict=True):
+        assert here.shape == there.shape
+        assert not torch.allclose(here, there, atol=1e-2)
+    with pytest.raises(ValueError, match="stride_in_1x1 is for resnet50 and resnet101"):
+        resnet("resnet18", stride_in_1x1=True)

@@ -1,0 +1,103 @@
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from detector.checkpoint import CheckpointError
+from detector.conversion.reading import read_foreign
+
+
+class Exploit:
+    """Unpickling it calls a function, as real attacks do."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def exploits(target: Path) -> dict[str, Exploit]:
+    """Each creates the file `target`."""
+    return {
+        "posix.system": Exploit(os.system, f"touch {target}"),
+        "builtins.eval": Exploit(eval, f"open({str(target)!r}, 'w')"),
+        "builtins.getattr": Exploit(getattr, Exploit(__import__, "os"), "system"),
+        "numpy.save": Exploit(np.save, str(target), 1),
+        "pathlib.": Exploit(Path.touch, target),
+    }
+
+
+@pytest.mark.parametrize("name", exploits(Path()))
+@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
+def test_a_file_that_would_run_code_is_refused(tmp_path, name, suffix):
+    target, path = tmp_path / "proof", tmp_path / f"evil{suffix}"
+    content = {"model": {"head.cls_score.weight": np.zeros(3), "evil": exploits(target)[name]}}
+    if suffix == ".pkl":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save({"model": {"a": torch.zeros(3)}, "evil": content["model"]["evil"]}, path)
+    with pytest.raises(CheckpointError, match=r"evil\.\w+: refused: it holds \S+, and reading that could run code"):
+        read_foreign(path)
+    assert not list(tmp_path.glob("proof*"))
+
+
+def test_the_exploits_work_where_nobody_refuses(tmp_path):
+    evil = exploits(tmp_path / "proof")
+    for name in ("posix.system", "builtins.eval", "pathlib."):
+        pickle.loads(pickle.dumps(evil[name]))
+        assert (tmp_path / "proof").exists()
+        (tmp_path / "proof").unlink()
+
+
+def test_objects_inside_an_array_are_refused(tmp_path):
+    path = tmp_path / "objects.pkl"
+    path.write_bytes(pickle.dumps({"a": np.array([{}, []], dtype=object)}))
+    with pytest.raises(CheckpointError, match=r"objects\.pkl: 'a' is a ndarray; expected a state dict"):
+        read_foreign(path)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"\x80\x04", b"no pickle at all", pickle.dumps([1, 2]), b"cnumpy\nndarray\n(I1\ntR."]
+)
+def test_damaged_pickles_are_an_error(tmp_path, damage):
+    path = tmp_path / "damaged.pkl"
+    path.write_bytes(damage)
+    with pytest.raises(CheckpointError, match=r"damaged\.pkl: "):
+        read_foreign(path)
+
+
+def test_a_state_dict_is_found_wherever_it_lies(tmp_path):
+    state = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor(3)}
+    wrapped = {
+        "top.pth": state,
+        "model.pth": {"model": state, "epoch": 3},
+        "sd.pth": {"state_dict": state, "meta": {"x": 1}},
+    }
+    wrapped["module.pth"] = {"model": {f"module.{key}": value for key, value in state.items()}}
+    for name, content in wrapped.items():
+        torch.save(content, tmp_path / name)
+    save_file(state, tmp_path / "a.safetensors")
+    for path in sorted(tmp_path.iterdir()):
+        file = read_foreign(path)
+        assert file.tensors.keys() == state.keys()
+        assert all(torch.equal(file.tensors[key], value) for key, value in state.items())
+        assert file.metadata == ({"x": 1} if path.name == "sd.pth" else {})
+
+
+def test_what_is_no_file_of_weights_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match=r"missing\.pth: no such file"):
+        read_foreign(tmp_path / "missing.pth")
+    (tmp_path / "a.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: not a readable safetensors file"):
+        read_foreign(tmp_path / "a.safetensors")
+    torch.save({"model": {"a": torch.zeros(1)}, "config": {}, "classes": {}, "criterion": {}}, tmp_path / "ours.pt")
+    with pytest.raises(CheckpointError, match=r"ours\.pt: a Longshot checkpoint already"):
+        read_foreign(tmp_path / "ours.pt")
+    torch.save({"a": torch.zeros(1), "b": "text"}, tmp_path / "text.pt")
+    with pytest.raises(CheckpointError, match=r"text\.pt: 'b' is a str; expected a state dict"):
+        read_foreign(tmp_path / "text.pt")
