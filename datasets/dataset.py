@@ -34,19 +34,30 @@ class DetectionDataset:
     Args:
         images: the folder which the file names are relative to.
         keep_empty: False leaves out images without objects (not counting crowd and ignore).
+        antialias: see `apply_view`.
+        legacy_offset: see `apply_view`. Objects at most 1 pixel wide or high are then no targets, and keep_empty False leaves
+            out an image with one such object and no other, both as in United-Perception.
 
     Raises:
         DataError: images are missing, or there is not one usable box.
     """
 
-    def __init__(self, annotations: Annotations, images: Path | str, *, keep_empty: bool = True):
+    def __init__(
+        self,
+        annotations: Annotations,
+        images: Path | str,
+        *,
+        keep_empty: bool = True,
+        antialias: bool = True,
+        legacy_offset: bool = False,
+    ):
         check_images(annotations, images)
         self.annotations = annotations
         self.images = Path(images)
         self._usable, self.report = usable_objects(annotations)
         self._learned = self._usable & ~annotations.crowd & ~annotations.ignore
-        owners = annotations.object_images[self._learned]
-        self.image_indices = np.arange(len(annotations.image_ids)) if keep_empty else np.unique(owners)
+        self._options = {"antialias": antialias, "legacy_offset": legacy_offset}
+        self.image_indices = np.arange(len(annotations.image_ids)) if keep_empty else self._not_empty(legacy_offset)
 
     @property
     def sizes(self) -> NDArray[np.int32]:
@@ -58,8 +69,9 @@ class DetectionDataset:
 
     def learned_objects(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Labels (T,) and indices of the images (T,) of all objects that are learned, as `repeat_factors` wants them."""
-        owners = self.annotations.object_images[self._learned]
-        return self.annotations.labels[self._learned], np.searchsorted(self.image_indices, owners)
+        here = self._learned & np.isin(self.annotations.object_images, self.image_indices)
+        owners = self.annotations.object_images[here]
+        return self.annotations.labels[here], np.searchsorted(self.image_indices, owners)
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of an image, by the annotations."""
@@ -81,10 +93,22 @@ class DetectionDataset:
         usable = self._usable[objects]
         labels, learned = self.annotations.labels[objects][usable], self._learned[objects][usable]
         whole = clipped_boxes(self.annotations.boxes_xywh[objects][usable], self.annotations.image_sizes[image])
-        tensor, boxes = apply_view(pixels, whole, view)
+        if self._options["legacy_offset"]:
+            thick = (whole[:, 2:] - whole[:, :2] > 1).all(axis=1)
+            whole, labels, learned = whole[thick], labels[thick], learned[thick]
+        tensor, boxes = apply_view(pixels, whole, view, **self._options)
         if view.crop:
             learned &= visible_fraction(whole, view.crop) >= MIN_VISIBLE
             large = (boxes[:, 2:] - boxes[:, :2] >= MIN_CROPPED_SIDE).all(axis=1)
             boxes, labels, learned = boxes[large], labels[large], learned[large]
         arrays = boxes[learned], labels[learned].astype(np.int64), boxes[~learned]
         return tensor, Targets(*map(torch.from_numpy, arrays))
+
+    def _not_empty(self, legacy_offset: bool) -> NDArray[np.int64]:
+        """Indices of the images to learn from; see the class."""
+        owners = self.annotations.object_images[self._learned]
+        images, image_of_object, counts = np.unique(owners, return_inverse=True, return_counts=True)
+        if not legacy_offset:
+            return images
+        thin = (self.annotations.boxes_xywh[self._learned, 2:] <= 1).any(axis=1)
+        return np.setdiff1d(images, owners[thin & (counts[image_of_object] == 1)])

@@ -67,6 +67,7 @@ class TrainingStream:
         factors: (N,) how often each image should come in an epoch; None for once.
         rounding: of the factors. "ceil": up, as the EFL reference does; "stochastic": up with the probability of the
             fraction, drawn anew for each epoch, as the LVIS paper and detectron2 do.
+        legacy_order: shuffle an epoch by RandomState(seed + epoch), as the EFL reference does with seed 0.
         wide: (N,) whether an image is wide rather than tall. If given, every 32 batches of the stream are dealt so that
             at most one of them mixes wide with tall images, which saves padding.
     """
@@ -79,6 +80,7 @@ class TrainingStream:
         seed: int,
         factors: NDArray[np.float64] | None = None,
         rounding: Literal["ceil", "stochastic"] = "ceil",
+        legacy_order: bool = False,
         wide: NDArray[np.bool_] | None = None,
     ):
         if num_images < 1 or batch_size < 1:
@@ -88,6 +90,7 @@ class TrainingStream:
         self.batch_size = batch_size
         self.seed = seed
         self._rounding = rounding
+        self._legacy_order = legacy_order
         factors = np.ones(num_images) if factors is None else factors
         self._factors = np.ceil(factors) if rounding == "ceil" else factors
         self._wide = wide
@@ -130,7 +133,9 @@ class TrainingStream:
     def _drawn(self, epoch: int) -> NDArray[np.int64]:
         """Each image as often as its rounded factor says."""
         images = np.repeat(np.arange(len(self._factors)), self._repeats(epoch))
-        return images[np.random.default_rng((_ORDER, self.seed, epoch)).permutation(len(images))]
+        if self._legacy_order:
+            return np.random.RandomState(self.seed + epoch).permutation(images)
+        return np.random.default_rng((_ORDER, self.seed, epoch)).permutation(images)
 
     def _repeats(self, epoch: int) -> NDArray[np.int64]:
         whole = np.floor(self._factors)
@@ -205,6 +210,7 @@ def training_stream(
     rounding: Literal["ceil", "stochastic"],
     batch_size: int,
     seed: int,
+    legacy_order: bool = False,
     wide: NDArray[np.bool_] | None = None,
 ) -> TrainingStream:
     """The stream of the sampler that is called `name`.
@@ -212,6 +218,7 @@ def training_stream(
     Args:
         labels, images: (T,) class and image of each object.
         threshold, power, rounding: of "repeat_factor"; see `repeat_factors` and TrainingStream.
+        legacy_order: of "random" and "repeat_factor"; see TrainingStream.
         num_images, batch_size, seed, wide: see TrainingStream.
     """
     options = {"num_images": num_images, "batch_size": batch_size, "seed": seed, "wide": wide}
@@ -222,5 +229,5 @@ def training_stream(
         return TrainingStream(factors=factors, rounding="stochastic", **options)
     if name == "repeat_factor":
         factors = repeat_factors(labels, images, num_images=num_images, threshold=threshold, power=power)
-        return TrainingStream(factors=factors, rounding=rounding, **options)
-    return TrainingStream(**options)
+        return TrainingStream(factors=factors, rounding=rounding, legacy_order=legacy_order, **options)
+    return TrainingStream(legacy_order=legacy_order, **options)

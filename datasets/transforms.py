@@ -46,12 +46,10 @@ def resized_size(size: tuple[int, int], short_side: int, long_side: int) -> tupl
         size: (height, width).
 
     Returns:
-        (height, width), each rounded to the nearest integer (half up) and at least 1.
+        (height, width), each rounded to the nearest integer (half to even, as in OpenCV) and at least 1.
     """
-    short, long = min(size), max(size)
-    # Integers throughout: the side that sets the scale comes out exactly, on every machine.
-    numerator, denominator = (short_side, short) if short_side * long <= long_side * short else (long_side, long)
-    height, width = (max(1, (2 * side * numerator + denominator) // (2 * denominator)) for side in size)
+    scale = min(short_side / min(size), long_side / max(size))
+    height, width = (max(1, round(side * scale)) for side in size)
     return height, width
 
 
@@ -72,12 +70,16 @@ def draw_view(
     return View(resized_size(size, short_side, long_side), flipped)
 
 
-def apply_view(image: NDArray[np.uint8], boxes: NDArray, view: View) -> tuple[Tensor, NDArray[np.float32]]:
+def apply_view(
+    image: NDArray[np.uint8], boxes: NDArray, view: View, *, antialias: bool = True, legacy_offset: bool = False
+) -> tuple[Tensor, NDArray[np.float32]]:
     """The image and its boxes as the view shows them.
 
     Args:
         image: (H, W, 3) RGB.
         boxes: (G, 4) xyxy, pixels of `image`, inside it.
+        antialias: False takes the four nearest pixels only, however much smaller the image becomes, as OpenCV does.
+        legacy_offset: scale x1 and x2 - 1, the first and the last pixel, in place of x1 and x2.
 
     Returns:
         (3, h, w) uint8, with the channels last in memory, and (G, 4) float32 xyxy, pixels of the resized image; boxes are
@@ -86,12 +88,14 @@ def apply_view(image: NDArray[np.uint8], boxes: NDArray, view: View) -> tuple[Te
     """
     top, left, height, width = view.crop or Region(0, 0, *image.shape[:2])
     boxes = (boxes - [left, top, left, top]).clip(0, [width, height, width, height])
-    boxes = boxes * (np.array([view.size[1], view.size[0]] * 2) / [width, height, width, height])
-    if view.flip:
-        boxes = np.stack([view.size[1] - boxes[:, 2], boxes[:, 1], view.size[1] - boxes[:, 0], boxes[:, 3]], axis=1)
+    if view.flip:  # first: it is no longer the same after scaling with legacy_offset
+        boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+    last_pixel = np.array([0, 0, 1, 1]) if legacy_offset else 0
+    scale = np.array([view.size[1], view.size[0]] * 2) / [width, height, width, height]
+    boxes = (boxes - last_pixel) * scale + last_pixel
     pixels = torch.from_numpy(image[top : top + height, left : left + width].copy())
     pixels = (pixels.flip(1) if view.flip else pixels).permute(2, 0, 1)
-    return _resized(pixels, view), boxes.astype(np.float32)
+    return _resized(pixels, view, antialias), boxes.astype(np.float32)
 
 
 def visible_fraction(boxes: NDArray, region: Region) -> NDArray[np.float64]:
@@ -102,14 +106,14 @@ def visible_fraction(boxes: NDArray, region: Region) -> NDArray[np.float64]:
     return shown.clip(min=0).prod(axis=1) / sides.prod(axis=1).clip(min=np.finfo(float).tiny)
 
 
-def _resized(pixels: Tensor, view: View) -> Tensor:
+def _resized(pixels: Tensor, view: View, antialias: bool) -> Tensor:
     """Pixels (3, H, W) in the size and the colors of the view."""
     # Colors cost more than resizing: change them where there are fewer pixels.
     first = pixels.shape[1] * pixels.shape[2] < view.size[0] * view.size[1]
     if view.colors and first:
         pixels = _recolored(pixels, view.colors)
     # On 8-bit pixels with the channels last this takes an eighth of Pillow's time, and differs from it by 1 at most.
-    pixels = functional.resize(pixels, list(view.size), antialias=True)
+    pixels = functional.resize(pixels, list(view.size), antialias=antialias)
     return _recolored(pixels, view.colors) if view.colors and not first else pixels
 
 

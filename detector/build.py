@@ -1,26 +1,21 @@
-"""From a Config to objects: the only module that knows both."""
+"""From a Config to objects; only this module and `build_data` know both."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from torch.amp import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
-from datasets.annotations import Annotations, read_annotations
-from datasets.augmentation import AUGMENTATIONS, Augmentation
-from datasets.emoji import draw_dataset
-from datasets.loader import BatchLoader, DetectionDataset, evaluation_loader, training_loader
-from datasets.samplers import TrainingStream, training_stream
+from datasets.loader import DetectionDataset
+from datasets.samplers import TrainingStream
 from losses import BOX_LOSSES, CLASSIFICATION_LOSSES, LOSSES_OF_COUNTS
 
 from . import config as c
+from .build_data import Data, build_evaluation_loader
 from .classes import Classes
-from .distributed import Process, on_rank_zero
+from .distributed import Process
 from .evaluation.ground_truth import GroundTruth, choose_protocol
 from .evaluation.pictures import detection_sheet
 from .evaluation.predict import Evaluation
@@ -33,19 +28,9 @@ from .model.postprocess import Postprocess
 from .model.retinanet import RetinaNet
 from .training.criterion import Criterion
 from .training.engine import Run
-from .training.matching import MATCHERS
+from .training.matching import MATCHERS, Matcher
 from .training.optim import build_optimizer, learning_rate, moving_average
-from .yaml_files import ConfigError
-
-
-@dataclass(frozen=True)
-class Data:
-    """Both splits, their classes, and the order of training images."""
-
-    train: DetectionDataset
-    val: DetectionDataset
-    classes: Classes
-    stream: TrainingStream
+from .yaml_files import ConfigError, config_errors
 
 
 @dataclass(frozen=True)
@@ -58,36 +43,16 @@ class Schedule:
     learning_rate: Callable[[int], float]  # of a step
 
 
-def build_data(config: c.Config, process: Process) -> Data:
-    """Read both annotation files, after drawing the dataset if the configuration asks for that.
-
-    Raises ConfigError for paths that are not set, DataError for everything that is wrong with the data.
-    """
-    (annotations, images), (val_annotations, val_images) = _splits(config.data, process, "train", "val")
-    train = DetectionDataset(annotations, images, keep_empty=config.data.keep_empty)
-    val = DetectionDataset(val_annotations, val_images)
-    known, other = train.annotations, val.annotations
-    classes = Classes.from_annotations(known, rare=config.data.rare, common=config.data.common)
-    classes.check_same(other.category_ids, other.class_names, here=f"{known.path} (train)", there=f"{other.path} (val)")
-    return Data(train, val, classes, _stream(config, train))
-
-
-def build_val(config: c.Config, process: Process) -> DetectionDataset:
-    """The validation set alone: a trained model needs no training set to be evaluated. Raises as `build_data` does."""
-    ((annotations, images),) = _splits(config.data, process, "val")
-    return DetectionDataset(annotations, images)
-
-
 def build_network(config: c.Model, num_classes: int, *, pretrained: bool = True) -> RetinaNet:
     """The network, with the trunk's weights if there are any and unless `pretrained` is False.
 
     Raises ConfigError for weights that are not there or do not fit.
     """
-    with _config_errors("model.backbone"):
+    with config_errors("model.backbone"):
         options = config.backbone.options() | ({} if pretrained else {"weights": None})
         backbone = resnet(config.backbone.name, **options)
     fpn = FPN(backbone.out_channels, **config.fpn.options())
-    with _config_errors("model.anchors"):
+    with config_errors("model.anchors"):
         anchors = AnchorGenerator(strides=fpn.strides, **config.anchors.options())
     options = config.head.options()
     head = DenseHead(
@@ -101,30 +66,50 @@ def build_network(config: c.Model, num_classes: int, *, pretrained: bool = True)
 
 def build_coding(config: c.Model) -> BoxCoding:
     """What the box outputs of the head mean. Raises ConfigError if the anchors do not suit it."""
-    anchors = config.anchors
     if config.head.box == "deltas":
         return DeltaCoding()
-    if len(anchors.scales) * len(anchors.ratios) > 1 or anchors.ratios != (1.0,):
-        raise ConfigError(
-            f"model.head.box {config.head.box} needs one square anchor per location, found scales "
-            f"{list(anchors.scales)} and ratios {list(anchors.ratios)}; for instance base_size: 8, scales: [1], ratios: [1]"
-        )
-    anchor_size = anchors.base_size * anchors.scales[0]
+    anchor_size = _anchor_size(config.anchors, f"model.head.box {config.head.box}")
     if config.head.box == "distances":
         return DistanceCoding(anchor_size=anchor_size)
     return DistributionCoding(anchor_size=anchor_size, bins=config.head.bins)
 
 
+def _matcher(config: c.Config) -> Matcher:
+    """What matches anchors and objects. Raises ConfigError if its options are impossible or the anchors do not suit it."""
+    chosen, by_program = config.matching.matcher, {"legacy_offset": config.model.legacy_offset}
+    if chosen.name == "center_sampling":  # a point has no half pixel to be off by
+        by_program = {"anchor_size": _anchor_size(config.model.anchors, "matching.matcher center_sampling")}
+    with config_errors("matching.matcher"):
+        return MATCHERS[chosen.name](**chosen.options(), **by_program)
+
+
+def _anchor_size(anchors: c.Anchors, needed_by: str) -> float:
+    """The side of the only anchor of a location, in strides. Raises ConfigError unless it is the only one and square."""
+    if len(anchors.scales) * len(anchors.ratios) > 1 or anchors.ratios != (1.0,):
+        raise ConfigError(
+            f"{needed_by} needs one square anchor per location, found scales {list(anchors.scales)} and ratios "
+            f"{list(anchors.ratios)}; for instance base_size: 8, scales: [1], ratios: [1]"
+        )
+    return anchors.base_size * anchors.scales[0]
+
+
+def build_postprocess(config: c.Config) -> Postprocess:
+    """What turns the outputs of the network into detections. Raises ConfigError if the anchors do not suit its boxes."""
+    return Postprocess(
+        **config.test.options(), coding=build_coding(config.model), legacy_offset=config.model.legacy_offset
+    )
+
+
 def build_criterion(config: c.Config, image_counts: Sequence[int], num_images: int) -> Criterion:
     """The losses and the matcher of the configuration; class k is in image_counts[k] of the num_images training images."""
-    loss, matcher = config.loss, config.matching.matcher
+    loss, matcher, coding = config.loss, _matcher(config), build_coding(config.model)
     counts = (image_counts, num_images) if loss.classification.name in LOSSES_OF_COUNTS else (len(image_counts),)
-    with _config_errors("loss or matching"):
+    with config_errors("loss"):
         return Criterion(
             CLASSIFICATION_LOSSES[loss.classification.name](*counts, **loss.classification.options()),
             BOX_LOSSES[loss.box.name](**loss.box.options()),
-            MATCHERS[matcher.name](**matcher.options()),
-            coding=build_coding(config.model),
+            matcher,
+            coding=coding,
             quality=config.model.head.quality,
             box_weighting=loss.box_weighting,
             quality_weight=loss.quality_weight,
@@ -145,8 +130,8 @@ def build_run(config: c.Config, classes: Classes, process: Process, *, num_image
         network,
         build_criterion(config, classes.train_images, num_images).to(process.device),
         build_optimizer(
-            network, name=options.name, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay,
-            decay_norm_and_bias=options.decay_norm_and_bias,
+            network, name=options.name, lr=options.learning_rate(config.train.batch_size), momentum=options.momentum,
+            weight_decay=options.weight_decay, decay_norm_and_bias=options.decay_norm_and_bias,
         ),
         GradScaler(process.device.type, enabled=config.train.precision == "fp16"),
         AveragedModel(network, avg_fn=partial(moving_average, decay=decay)) if decay else None,
@@ -166,7 +151,8 @@ def _check_norm(config: c.Config, process: Process) -> None:
 
 def build_schedule(config: c.Config, stream: TrainingStream) -> Schedule:
     """The schedule in steps; an epoch is as long as the sampler makes it, repeated images counted."""
-    unit = 1.0 if config.schedule.unit == "steps" else stream.epoch_length / config.train.batch_size
+    epoch = stream.epoch_length / config.train.batch_size
+    unit = 1.0 if config.schedule.unit == "steps" else epoch
     total = max(1, round(config.schedule.length * unit))
 
     def steps(length: float) -> int:
@@ -174,55 +160,33 @@ def build_schedule(config: c.Config, stream: TrainingStream) -> Schedule:
 
     rate = partial(
         learning_rate,
-        lr=config.optimizer.lr,
+        lr=config.optimizer.learning_rate(config.train.batch_size),
         total_steps=total,
         name=config.schedule.name,
         milestones=tuple(steps(milestone) for milestone in config.schedule.milestones),
         factor=config.schedule.factor,
         final_factor=config.schedule.final_factor,
-        # A set of fifty images is over before the usual warm-up is.
-        warmup_steps=min(config.schedule.warmup_steps, total // 4),
+        warmup_steps=_warmup_steps(config.schedule, epoch, total),
         warmup_factor=config.schedule.warmup_factor,
     )
     every = config.eval.every
     return Schedule(total, steps(config.train.checkpoint_every), steps(every) if every else None, rate)
 
 
-def images_per_pass(config: c.Config, process: Process) -> int:
-    """Images that a process holds at once. Raises ConfigError if passes and processes do not divide the batch."""
-    batch = config.train.batch_size
-    per_pass = config.train.images_per_pass or max(1, batch // process.world_size)
-    if batch % (per_pass * process.world_size):
-        raise ConfigError(
-            f"train.batch_size {batch} is not divisible by {process.world_size} processes times {per_pass} images per "
-            "pass; change train.batch_size, train.images_per_pass or the number of processes"
-        )
-    return per_pass
-
-
-def build_training_loader(config: c.Config, data: Data, process: Process, *, first: int, total: int) -> BatchLoader:
-    """This process's share of the batches of steps first, …, total - 1."""
-    return training_loader(
-        data.train, data.stream,
-        short_sides=config.data.short_sides, long_side=config.data.long_side, flip=config.data.flip,
-        augmentation=_augmentation(config.data), pad_multiple=config.data.pad_multiple, seed=config.seed,
-        start_step=first, num_steps=total - first, images_per_pass=images_per_pass(config, process),
-        rank=process.rank, world_size=process.world_size, workers=config.data.workers,
-    )  # fmt: skip
+def _warmup_steps(schedule: c.Schedule, epoch: float, total: int) -> int:
+    if schedule.warmup_epochs is None:
+        return min(schedule.warmup_steps, total // 4)  # a set of fifty images is over before the usual warm-up is
+    # The last step of the warm-up is the first at the full rate, as United-Perception has it.
+    return max(0, min(total, round(schedule.warmup_epochs * epoch)) - 1)
 
 
 def build_evaluation(config: c.Config, val: DetectionDataset, classes: Classes, process: Process) -> Evaluation:
     """The scoring of networks on the validation set. Raises ConfigError if its file does not support the protocol."""
-    with _config_errors("eval.protocol"):
+    with config_errors("eval.protocol"):
         protocol = choose_protocol(config.eval.protocol, val.annotations)
         ground_truth = GroundTruth.from_annotations(val.annotations, protocol)
-    batches = evaluation_loader(
-        val, short_side=config.data.test_short_side, long_side=config.data.long_side,
-        pad_multiple=config.data.pad_multiple, batch_size=config.eval.batch_size,
-        rank=process.rank, world_size=process.world_size, workers=config.data.workers,
-    )  # fmt: skip
     return Evaluation(
-        batches, ground_truth, Postprocess(**config.test.options()), process,
+        build_evaluation_loader(config, val, process), ground_truth, build_postprocess(config), process,
         category_ids=classes.ids, class_names=classes.names, frequencies=classes.frequencies,
         train_image_counts=classes.train_images,
     )  # fmt: skip
@@ -231,57 +195,7 @@ def build_evaluation(config: c.Config, val: DetectionDataset, classes: Classes, 
 def build_pictures(config: c.Config, data: Data, network: RetinaNet) -> np.ndarray:
     """Validation images with their objects and the network's detections; (H, W, 3) uint8."""
     return detection_sheet(
-        network, data.val, Postprocess(**config.test.options()), data.classes.names,
+        network, data.val, build_postprocess(config), data.classes.names,
         count=config.eval.pictures, short_side=config.data.test_short_side,
         long_side=config.data.long_side, pad_multiple=config.data.pad_multiple,
     )  # fmt: skip
-
-
-def _splits(data: c.Data, process: Process, *names: Literal["train", "val"]) -> list[tuple[Annotations, str | Path]]:
-    """Annotations and the folder of images of each split. Rank 0 parses the files, the others map the cache it leaves."""
-    files = _files(data, process, names)
-    return [(on_rank_zero(process, partial(read_annotations, annotations)), images) for annotations, images in files]
-
-
-def _files(data: c.Data, process: Process, names: Sequence[str]) -> list[tuple[str | Path, str | Path]]:
-    """(annotations, images) of each of the splits."""
-    if data.generate:
-        with _config_errors("data.generate"):
-            files = on_rank_zero(process, partial(draw_dataset, **data.generate.options()))
-        return [(getattr(files, name), files.images) for name in names]
-    splits = {name: getattr(data, name) for name in names}
-    missing = [
-        f"data.{name}.{key}"
-        for name, split in splits.items()
-        for key in ("annotations", "images")
-        if getattr(split, key) is None
-    ]
-    if missing:
-        raise ConfigError(f"{', '.join(missing)}: not set; name the files in the configuration or on the command line, "
-                          f"for instance {missing[0]}=PATH")  # fmt: skip
-    return [(split.annotations, split.images) for split in splits.values()]
-
-
-def _augmentation(data: c.Data) -> Augmentation:
-    chosen = {}
-    for name, kind in AUGMENTATIONS.items():
-        with _config_errors(f"data.{name}"):
-            chosen[name] = (options := getattr(data, name)) and kind(**options.options())
-    return Augmentation(**chosen)
-
-
-def _stream(config: c.Config, train: DetectionDataset) -> TrainingStream:
-    wide = train.sizes[:, 1] >= train.sizes[:, 0] if config.data.aspect_grouping else None
-    return training_stream(
-        *train.learned_objects(), num_images=len(train), name=config.data.sampler.name, **config.data.sampler.options(),
-        batch_size=config.train.batch_size, seed=config.seed, wide=wide,
-    )  # fmt: skip
-
-
-@contextmanager
-def _config_errors(where: str) -> Iterator[None]:
-    """Tell which part of the configuration the ValueError of a constructor is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error

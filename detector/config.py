@@ -4,63 +4,27 @@ The options of losses, matchers, augmentations and the drawn dataset are the key
 functions themselves.
 """
 
-import inspect
 import json
-import typing
-from collections.abc import Callable, Iterable, Mapping
-from functools import reduce
-from operator import or_
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from datasets.augmentation import AUGMENTATIONS
 from datasets.emoji import draw_dataset
 from losses import BOX_LOSSES, CLASSIFICATION_LOSSES
 
 from .config_messages import in_our_words
+from .config_sections import AboveZero, Fraction, Positive, Section, one_of, section_of, sections_of
 from .training.matching import MATCHERS
 from .yaml_files import ConfigError, apply_overrides, read_yaml
 
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-AboveZero = Annotated[float, Field(gt=0)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
-
-    def options(self) -> dict[str, Any]:
-        """The values as keyword arguments, without the `name` which chose whom they are for."""
-        return {key: getattr(self, key) for key in type(self).model_fields if key != "name"}
-
-
-def _section_of(title: str, target: Callable, *, set_by_program: tuple[str, ...] = (), **extra: Any) -> type[Section]:
-    """A section whose keys are the keyword-only parameters of `target`, plus `extra` ones."""
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    fields = dict(extra)
-    for parameter in inspect.signature(target).parameters.values():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name not in set_by_program:
-            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-            fields[parameter.name] = (hints[parameter.name], default)
-    return create_model(title, __base__=Section, **fields)
-
-
-def _sections_of(table: Mapping[str, Callable]) -> dict[str, type[Section]]:
-    """A section for each entry of a table, with the entry's key as its `name`."""
-    return {name: _section_of(f"{name} options", target, name=(Literal[name], name)) for name, target in table.items()}
-
-
-def _one_of(sections: Mapping[str, type[Section]]) -> Any:
-    return Annotated[reduce(or_, sections.values()), Field(discriminator="name")]
-
-
-_CLASSIFICATION = _sections_of(CLASSIFICATION_LOSSES)
-_BOX = _sections_of(BOX_LOSSES)
-_MATCHERS = _sections_of(MATCHERS)
-_AUGMENTATIONS = {name: _section_of(f"{name} options", target) for name, target in AUGMENTATIONS.items()}
-Emoji = _section_of("emoji options", draw_dataset, set_by_program=("workers", "progress"), folder=(str, ...))
+_CLASSIFICATION = sections_of(CLASSIFICATION_LOSSES)
+_BOX = sections_of(BOX_LOSSES)
+_MATCHERS = sections_of(MATCHERS, set_by_program=("legacy_offset", "anchor_size"))  # both from `model`
+_AUGMENTATIONS = {name: section_of(f"{name} options", target) for name, target in AUGMENTATIONS.items()}
+Emoji = section_of("emoji options", draw_dataset, set_by_program=("workers", "progress"), folder=(str, ...))
 
 
 class Split(Section):
@@ -73,6 +37,7 @@ class Sampler(Section):
     threshold: Fraction = 0.001  # repeat_factor: classes in a smaller fraction of the images are repeated (LVIS paper)
     power: AboveZero = 0.5  # repeat_factor: (threshold / fraction) ** power is a class's factor; LVIS: the square root
     rounding: Literal["ceil", "stochastic"] = "ceil"  # repeat_factor: of an image's factor
+    legacy_order: bool = False  # random, repeat_factor: RandomState(seed + epoch) shuffles, as in the EFL reference
 
 
 class Data(Section):
@@ -82,6 +47,7 @@ class Data(Section):
     short_sides: Annotated[tuple[Positive, ...], Field(min_length=1)] = (800,)  # training: one is drawn per image
     test_short_side: Positive = 800
     long_side: Positive = 1333  # at most, in training and test
+    antialias: bool = True  # when an image becomes smaller; false: as OpenCV resizes
     flip: Fraction = 0.5  # probability of a horizontal flip
     # Augmentations, in training alone, see datasets/augmentation.py; `crop: {}` turns one on as it is by default.
     large_scale_jitter: _AUGMENTATIONS["large_scale_jitter"] | None = None
@@ -112,7 +78,9 @@ class Backbone(Section):
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "thin"] = "resnet50"
     weights: str | None = None  # a torchvision weight name (IMAGENET1K_V1), the path of a state dict, or none
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = 0  # 1: the stem; 2: the stem and layer1; …
-    norm: Literal["frozen_bn", "frozen_stats", "bn", "sync_bn", "gn"] = "frozen_bn"  # frozen_stats trains the affine part
+    # frozen_stats: the affine part is trained
+    norm: Literal["frozen_bn", "frozen_stats", "bn", "sync_bn", "gn"] = "frozen_bn"
+    stride_in_1x1: bool = False  # where a stage of resnet50 or resnet101 halves the size: in MSRA's models (detectron2)
 
 
 class Fpn(Section):
@@ -128,7 +96,7 @@ class Head(Section):
     width: Positive = 256
     norm: Literal["none", "gn"] = "none"
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01  # score of every class at the start
-    box: Literal["deltas", "distances", "distribution"] = "deltas"  # of anchors; as in FCOS; as in GFL (one square anchor)
+    box: Literal["deltas", "distances", "distribution"] = "deltas"  # the last two as in FCOS and GFL: one square anchor
     bins: Annotated[int, Field(ge=2)] = 17  # distribution: distances 0 … bins - 1, in strides
     quality: Literal["none", "iou", "centerness"] = "none"  # a branch whose output multiplies the class scores
     level_scales: bool = False  # a learned factor of the box outputs of each level
@@ -152,25 +120,36 @@ class Model(Section):
 
 
 class Matching(Section):
-    matcher: _one_of(_MATCHERS) = _MATCHERS["iou"]()
+    matcher: one_of(_MATCHERS) = _MATCHERS["iou"]()
     ignore_padding: bool = False  # anchors centered in the padding: ignored, or negatives like any other
 
 
 class Loss(Section):
-    classification: _one_of(_CLASSIFICATION) = _CLASSIFICATION["focal"]()
-    box: _one_of(_BOX) = _BOX["smooth_l1"]()
-    box_weighting: Literal["none", "quality", "score"] = "none"  # of positives: as the quality branch should say; by score
+    classification: one_of(_CLASSIFICATION) = _CLASSIFICATION["focal"]()
+    box: one_of(_BOX) = _BOX["smooth_l1"]()
+    box_weighting: Literal["none", "quality", "score"] = (
+        "none"  # of positives: as the quality branch should say; by score
+    )
     quality_weight: AboveZero = 1.0
     distribution_weight: AboveZero = 0.25
 
 
 class Optimizer(Section):
     name: Literal["sgd", "adamw"] = "sgd"
-    lr: AboveZero = 0.01  # for the whole batch_size; never rescaled
+    lr: AboveZero | None = 0.01  # for the whole batch_size; never rescaled
+    lr_per_image: AboveZero | None = None  # instead of lr, which then is this times train.batch_size
     momentum: Fraction = 0.9  # sgd only
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     decay_norm_and_bias: bool = True  # weight decay on norm parameters and biases too
     clip_norm: AboveZero | None = None  # L2 norm of the whole gradient
+
+    @model_validator(mode="after")
+    def _has_one_learning_rate(self) -> "Optimizer":
+        return self.with_one_of("lr", "lr_per_image")
+
+    def learning_rate(self, batch_size: int) -> float:
+        """That of the whole batch."""
+        return self.lr_per_image * batch_size if self.lr_per_image else self.lr
 
 
 class Schedule(Section):
@@ -180,8 +159,15 @@ class Schedule(Section):
     milestones: tuple[float, ...] = (8, 11)  # multi_step: the learning rate is multiplied by `factor` here
     factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     final_factor: Fraction = 0.0  # cosine: of the learning rate, at the end
-    warmup_steps: Annotated[int, Field(ge=0)] = 500  # at most a quarter of the run
+    warmup_steps: Annotated[int, Field(ge=0)] | None = 500  # at most a quarter of the run
+    warmup_epochs: Annotated[float, Field(ge=0)] | None = (
+        None  # instead: its last step is the first at the full learning rate
+    )
     warmup_factor: Fraction = 0.001
+
+    @model_validator(mode="after")
+    def _has_one_warm_up(self) -> "Schedule":
+        return self.with_one_of("warmup_steps", "warmup_epochs")
 
     @model_validator(mode="after")
     def _milestones_rise(self) -> "Schedule":
@@ -199,12 +185,16 @@ class Train(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     log_every: Positive = 20  # steps
     checkpoint_every: AboveZero = 1  # in schedule.unit
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is not finite ends the run, or is left out
     keep_checkpoints: Positive = 2  # the newest, besides the best
 
 
 class Test(Section):
     score_threshold: Fraction = 0.05
-    candidates_per_level: Positive = 1000
+    candidates_per_level: Positive = 1000  # (anchor, class) pairs
+    limit_to_anchors: bool = (
+        False  # and no more pairs of a level than it has anchors, as EFL's improved baseline has it
+    )
     nms_threshold: Fraction = 0.5
     detections_per_image: Positive = 100
 

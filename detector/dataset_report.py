@@ -13,7 +13,7 @@ from datasets.loader import Batch
 from datasets.samplers import occurrences
 from losses import IGNORE
 
-from .build import Data
+from .build_data import Data
 from .classes import Classes
 from .drawing import draw_boxes, sheet, titled
 

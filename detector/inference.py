@@ -1,7 +1,8 @@
 """Trained detectors for a notebook: `load_model(checkpoint)`, `predict(model, images)`."""
 
+import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import NamedTuple
@@ -14,13 +15,15 @@ from datasets.images import read_image, to_rgb
 from datasets.loader import padded_size
 from datasets.transforms import View, apply_view, resized_size
 
-from .build import build_network
+from .build import build_network, build_postprocess
 from .checkpoint import CheckpointError, load_checkpoint, network_weights
 from .classes import Classes
 from .config import Config, parse_config
 from .model.postprocess import Detections, Postprocess, detect, rescale
 from .model.retinanet import RetinaNet
 from .yaml_files import ConfigError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,26 @@ def load_model(
     missing = {"config", "classes", "model"} - state.keys()
     if missing:
         raise CheckpointError(f"{checkpoint}: no checkpoint of a training run; it lacks {', '.join(sorted(missing))}")
-    config = parse_config(state["config"], where=f"{checkpoint}: config")
+    config = parse_config(_without_dead_key(state["config"], checkpoint), where=f"{checkpoint}: config")
     classes = Classes(**state["classes"])
     network = build_network(config.model, len(classes.ids), pretrained=False)
     load_weights(network, state, checkpoint)
-    options = config.test.options() | ({} if score_threshold is None else {"score_threshold": score_threshold})
-    postprocess = Postprocess(**options)
+    postprocess = build_postprocess(config)
+    if score_threshold is not None:
+        postprocess = replace(postprocess, score_threshold=score_threshold)
     return LoadedModel(network.to(where).eval(), postprocess, classes, config, where)
+
+
+def _without_dead_key(config: dict, checkpoint: Path | str) -> dict:
+    """The configuration of a checkpoint without `model.weights`, which old ones have."""
+    model = dict(config["model"])
+    if "weights" in model:
+        del model["weights"]
+        _log.warning(
+            "%s: config: model.weights is left out; it said what the run started from, as init_from does now",
+            checkpoint,
+        )
+    return {**config, "model": model}
 
 
 def load_weights(network: RetinaNet, state: dict, checkpoint: Path | str) -> None:
@@ -109,9 +125,10 @@ def _pixels(image: Path | str | Image.Image | np.ndarray) -> np.ndarray:
 def _predict_one(model: LoadedModel, image: np.ndarray) -> Prediction:
     data, size = model.config.data, image.shape[:2]
     resized = resized_size(size, data.test_short_side, data.long_side)
-    tensor, _ = apply_view(image, np.zeros((0, 4), np.float32), View(resized, False))
+    tensor, _ = apply_view(image, np.zeros((0, 4), np.float32), View(resized, False), antialias=data.antialias)
     (found,) = detect(model.network, [tensor], padded_size([resized], data.pad_multiple), model.postprocess)
-    return to_prediction(rescale(found, resized, size), model.classes)
+    found = rescale(found, resized, size, legacy_offset=model.postprocess.legacy_offset)
+    return to_prediction(found, model.classes)
 
 
 def to_prediction(found: Detections, classes: Classes) -> Prediction:

@@ -8,7 +8,7 @@ import torch
 
 from datasets.annotations import Annotations
 
-from .build import build_val
+from .build_data import build_val
 from .config import Config
 from .distributed import Process
 from .evaluation import DetectionColumns, GroundTruth, choose_protocol, read_results

@@ -10,7 +10,8 @@ import numpy as np
 
 from datasets.annotations import Annotations, read_annotations
 
-from .build import build_evaluation, build_val
+from .build import build_evaluation
+from .build_data import build_val
 from .classes import Classes
 from .config import Config, Model
 from .distributed import Process

@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,15 @@ ALTERNATIVES = ("loss.classification", "loss.box", "matching.matcher")
 
 class ConfigError(ValueError):
     """A configuration says something that the program does not understand."""
+
+
+@contextmanager
+def config_errors(where: str) -> Iterator[None]:
+    """Tell which part of the configuration the ValueError of a constructor is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 class _Loader(yaml.SafeLoader):

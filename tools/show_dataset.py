@@ -10,7 +10,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
 
-from detector.build import Data, build_data, build_evaluation, build_training_loader
+from detector.build import build_evaluation
+from detector.build_data import Data, build_data, build_training_loader
 from detector.config import Config, load_config
 from detector.dataset_report import batch_sheet, describe, long_tail_figure
 from detector.distributed import Process

@@ -118,7 +118,12 @@ def measure_step(config: Config, *, num_classes: int, image_size: tuple[int, int
 def _run(config: Config, num_classes: int) -> Run:
     """As `build_run` makes it; that refuses frozen norm layers without pretrained weights, which memory does not need."""
     network = build_network(config.model, num_classes, pretrained=False).train()
-    optimizer = build_optimizer(network, name="sgd", lr=config.optimizer.lr, momentum=config.optimizer.momentum)
+    optimizer = build_optimizer(
+        network,
+        name="sgd",
+        lr=config.optimizer.learning_rate(config.train.batch_size),
+        momentum=config.optimizer.momentum,
+    )
     return Run(network, build_criterion(config, [1] * num_classes, 1), optimizer, GradScaler("cpu", enabled=False))
 
 

@@ -61,7 +61,8 @@ class Evaluation:
         network.eval()
         quiet = self.process.rank != 0
         for batch in progress_bar(self.batches, desc="evaluate", unit="batch", disable=quiet, leave=False):
-            yield _columns(batch, detect(network, batch.images, batch.padded_size, self.postprocess))
+            found = detect(network, batch.images, batch.padded_size, self.postprocess)
+            yield _columns(batch, found, legacy_offset=self.postprocess.legacy_offset)
 
     def score(self, detections: Iterable[DetectionColumns], *, with_fixed_ap: bool = False) -> dict | None:
         """The result of every process's `detections`, on rank 0; None on the others.
@@ -95,10 +96,13 @@ class Evaluation:
         return result | (summarize_fixed_ap(fixed, self.frequencies) if fixed else {})
 
 
-def _columns(batch: Batch, detections: Sequence[Detections]) -> DetectionColumns:
+def _columns(batch: Batch, detections: Sequence[Detections], *, legacy_offset: bool) -> DetectionColumns:
     """The detections in each image of a batch, in the pixels of the original images."""
     sizes = [tuple(image.shape[-2:]) for image in batch.images]
-    found = [rescale(*each) for each in zip(detections, sizes, batch.original_sizes, strict=True)]
+    found = [
+        rescale(*each, legacy_offset=legacy_offset)
+        for each in zip(detections, sizes, batch.original_sizes, strict=True)
+    ]
     boxes = torch.cat([f.boxes for f in found]).cpu().numpy()
     return DetectionColumns(
         image_index=np.repeat(np.array(batch.image_indices, np.int64), [len(f.boxes) for f in found]),

@@ -1,10 +1,18 @@
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from datasets.samplers import ClassAwareStream, TrainingStream, instance_factors, occurrences, repeat_factors
+from datasets.samplers import (
+    ClassAwareStream,
+    TrainingStream,
+    instance_factors,
+    occurrences,
+    repeat_factors,
+    training_stream,
+)
 
 
 def _long_tail(num_images=200, num_classes=8, seed=0):
@@ -38,16 +46,59 @@ def test_power_takes_the_place_of_the_root(power, expected):
     np.testing.assert_allclose(factors[[0, 3]], expected)
 
 
-def test_repeat_factors_of_classes_are_those_of_the_reference():
-    # Six classes of a set of 3,000 images at threshold 0.02, as the sampler of EFL's authors has them: images, factor.
-    reference = [
-        (68, 1.0), (39, 1.2403473458920846), (32, 1.3693063937629153),
-        (22, 1.651445647689541), (17, 1.8786728732554485), (10, 2.449489742783178),
-    ]  # fmt: skip
-    counts, expected = (np.array(column) for column in zip(*reference, strict=True))
-    labels = np.repeat(np.arange(6), counts)
-    found = repeat_factors(labels, np.arange(len(labels)), num_images=3000, threshold=0.02)
-    np.testing.assert_allclose(found[: len(labels)], expected[labels], rtol=1e-12)
+@pytest.fixture(scope="module")
+def rfs_sampler():
+    """The repeat-factor sampler of United-Perception (52aaeb9, run on a CPU): 3,000 images, 12 classes, threshold 0.02."""
+    with np.load(Path(__file__).parents[1] / "fixtures" / "rfs_sampler.npz") as file:
+        return dict(file)
+
+
+def _reference_factors(fixture):
+    labels = fixture["img_class_flat"] - 1  # theirs begin at 1
+    images = np.repeat(np.arange(3000), fixture["img_class_len"])
+    return labels, images, repeat_factors(labels, images, num_images=3000, threshold=float(fixture["t"]))
+
+
+def test_rfs_sampler_has_the_same_factors(rfs_sampler):
+    labels, images, factors = _reference_factors(rfs_sampler)
+    for label, expected in rfs_sampler["class_factor"]:  # of an image with no other class
+        alone = images[(labels == label - 1) & (rfs_sampler["img_class_len"][images] == 1)]
+        assert len(alone) > 0
+        np.testing.assert_allclose(factors[alone], expected, rtol=1e-14)
+    assert np.array_equal(np.ceil(factors), rfs_sampler["repeat_ceil"])
+    assert np.array_equal(np.floor(factors), rfs_sampler["repeat_floor"])
+    assert np.array_equal(np.rint(factors), rfs_sampler["repeat_round"])
+
+
+@pytest.mark.parametrize("batch_size", [16, 12])
+def test_rfs_sampler_has_the_same_epochs(rfs_sampler, batch_size):
+    labels, images, _ = _reference_factors(rfs_sampler)
+    stream = training_stream(
+        labels, images, num_images=3000, name="repeat_factor", threshold=0.02, power=0.5, rounding="ceil",
+        legacy_order=True, batch_size=batch_size, seed=0,
+    )  # fmt: skip
+    length = int(rfs_sampler["repeat_ceil"].sum())
+    assert stream.epoch_length == length
+    epochs = []
+    for epoch in (
+        0,
+        1,
+    ):  # theirs is dealt to four ranks, in contiguous shards whose last is filled up from the beginning
+        theirs = np.concatenate([rfs_sampler[f"epoch{epoch}_rank{rank}"] for rank in range(4)])
+        assert np.array_equal(stream.sequence(epoch), theirs[:length])
+        epochs += theirs[:length].tolist()
+    steps = 2 * length // batch_size
+    assert [image for step in range(steps) for image, _ in stream.step(step)] == epochs[: steps * batch_size]
+
+
+def test_legacy_order_follows_from_the_seed_and_the_epoch():
+    orders = [
+        TrainingStream(50, batch_size=4, seed=seed, legacy_order=True).sequence(epoch).tolist()
+        for seed, epoch in ((0, 0), (0, 1), (3, 0), (0, 3))
+    ]
+    assert orders[2] == orders[3] == np.random.RandomState(3).permutation(50).tolist()
+    assert len({tuple(order) for order in orders}) == 3
+    assert TrainingStream(50, batch_size=4, seed=0).sequence(0).tolist() not in orders
 
 
 def test_occurrences_count_a_class_once_per_image():
@@ -145,7 +196,8 @@ def _streams():
     labels, images = _long_tail(40)
     factors = repeat_factors(labels, images, num_images=40, threshold=0.3)
     wide = np.random.default_rng(3).random(40) < 0.6
-    for options in ({}, {"factors": factors}, {"factors": factors, "rounding": "stochastic"}):
+    repeated = {"factors": factors}
+    for options in ({}, repeated, {**repeated, "rounding": "stochastic"}, {**repeated, "legacy_order": True}):
         for grouping in (None, wide):
             yield lambda o=options, g=grouping: TrainingStream(40, batch_size=6, seed=5, wide=g, **o)
     for grouping in (None, wide):

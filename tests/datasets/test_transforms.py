@@ -19,6 +19,8 @@ NO_BOXES = np.zeros((0, 4))
         ((100, 100), (800, 800)),
         ((800, 1333), (800, 1333)),
         ((1, 5000), (1, 1333)),  # 0.27 is at least 1
+        ((640, 642), (800, 802)),  # 802.5: to the even number, as OpenCV rounds,
+        ((640, 646), (800, 808)),  # and 807.5
     ],
 )
 def test_resized_size_by_hand(size, expected):
@@ -78,6 +80,22 @@ def test_boxes_are_scaled_by_the_sizes_that_came_out():
     np.testing.assert_allclose(boxes, [[0, 0, 150, 100], [15, 10, 30, 20]], rtol=1e-6)
 
 
+def test_legacy_offset_scales_the_first_and_the_last_pixel():
+    # Pixels 10 … 29 and 4 … 11, scaled by 2.5: 25 … 72.5 and 10 … 27.5. Flipped they are 70 … 89, which is 175 … 222.5.
+    box, image = np.array([[10.0, 4.0, 30.0, 12.0]]), np.zeros((40, 100, 3), np.uint8)
+    _, seen = apply_view(image, box, View((100, 250), flip=False), legacy_offset=True)
+    assert seen.tolist() == [[25, 10, 73.5, 28.5]]
+    _, flipped = apply_view(image, box, View((100, 250), flip=True), legacy_offset=True)
+    assert flipped.tolist() == [[175, 10, 223.5, 28.5]]
+
+
+def test_legacy_offset_changes_nothing_where_nothing_is_scaled():
+    box, image = np.array([[10.0, 4.0, 30.0, 12.5]]), np.zeros((40, 100, 3), np.uint8)
+    for view in (View((40, 100), flip=True), View((20, 60), flip=True, crop=Region(2, 7, 20, 60))):
+        ours, legacy = (apply_view(image, box, view, legacy_offset=offset)[1] for offset in (False, True))
+        assert ours.tolist() == legacy.tolist()
+
+
 def test_object_and_its_box_stay_together():
     image = np.zeros((60, 90, 3), np.uint8)
     image[12:24, 18:54, 1] = 200
@@ -101,6 +119,22 @@ def test_resizing_equals_that_of_pillow_up_to_one_step_of_brightness(size):
     ours, _ = apply_view(image, NO_BOXES, View(size, flip=False))
     theirs = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
     assert np.abs(ours.permute(1, 2, 0).numpy().astype(int) - theirs).max() <= 1
+
+
+def test_resizing_without_antialiasing_equals_that_of_opencv_up_to_one_step_of_brightness():
+    image = np.random.RandomState(0).randint(0, 256, (9, 14, 3)).astype(np.uint8)
+    # cv2.resize(image, (4, 3)) of OpenCV 5.0.0
+    theirs = [
+        [[57, 152, 118], [183, 191, 121], [67, 109, 129], [83, 51, 173]],
+        [[48, 131, 59], [12, 64, 63], [79, 144, 157], [170, 81, 33]],
+        [[168, 215, 152], [93, 93, 168], [141, 88, 42], [104, 28, 132]],
+    ]
+    difference = {}
+    for antialias in (False, True):
+        ours, _ = apply_view(image, NO_BOXES, View((3, 4), flip=False), antialias=antialias)
+        difference[antialias] = np.abs(ours.permute(1, 2, 0).numpy().astype(int) - theirs).max()
+    assert difference[False] <= 1
+    assert difference[True] > 30  # else the above says nothing
 
 
 @pytest.mark.parametrize("size", [(30, 50), (15, 25), (60, 100)])

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,23 +7,21 @@ import pytest
 import torch
 from torchvision.models.detection import retinanet_resnet50_fpn
 
-from datasets.samplers import ClassAwareStream, TrainingStream
 from detector.build import (
     build_criterion,
-    build_data,
     build_evaluation,
     build_network,
+    build_postprocess,
     build_run,
     build_schedule,
-    build_training_loader,
-    build_val,
-    images_per_pass,
 )
+from detector.build_data import build_val
 from detector.checkpoint import save_checkpoint
 from detector.classes import Classes
 from detector.config import parse_config
-from detector.distributed import Process
+from detector.model.box_coding import DistributionCoding
 from detector.pretrained import start_from
+from detector.training.center_sampling import CenterSamplingMatcher
 from detector.training.matching import ATSSMatcher, IoUMatcher
 from detector.yaml_files import ConfigError
 from losses import EqualizedFocalLoss, FocalLoss
@@ -33,10 +32,6 @@ CLASSES = Classes([3, 7, 12, 90], ["red square", "green ring", "yellow disc", "b
 
 class Stream:
     epoch_length = 40.0
-
-
-def processes(world_size, rank=0):
-    return Process(rank, world_size, torch.device("cpu"))
 
 
 # ---------------------------------------------------------------------------------------------------------- the schedule
@@ -78,6 +73,44 @@ def test_the_warm_up_takes_a_quarter_of_a_short_run_at_most():
     assert rates == pytest.approx([0.01 * 0.001, 0.01 * 0.5005] + [0.01] * 6)
 
 
+def test_lr_schedule_is_that_of_the_reference():
+    # United-Perception (52aaeb9, run on a CPU): 24 epochs of 50 iterations, a warm-up of one epoch, the rate of every step.
+    with np.load(Path(__file__).parents[1] / "fixtures" / "lr_schedule.npz") as file:
+        expected, per_image, batch = file["lr"], float(file["base_lr_per_image"]), int(file["total_batch"])
+    config = parse_config(
+        {
+            "optimizer": {"lr_per_image": per_image},
+            "schedule": {"length": 24, "milestones": [16, 22], "warmup_epochs": 1},
+            "train": {"batch_size": batch},
+        }
+    )
+    found = build_schedule(config, SimpleNamespace(epoch_length=50.0 * batch))
+    assert found.total_steps == len(expected) == 1200
+    rates = [found.learning_rate(step) for step in range(1200)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+
+
+def test_the_learning_rate_of_an_image_is_multiplied_by_the_batch(make_config, cpu):
+    config = make_config(differences={"optimizer": {"lr": None, "lr_per_image": 0.003}, "train": {"batch_size": 8}})
+    assert build_schedule(config, Stream).learning_rate(5) == pytest.approx(0.024 * 0.0669873, rel=1e-5)  # of a cosine
+    run = build_run(config, CLASSES, cpu, num_images=24)
+    assert [group["lr"] for group in run.optimizer.param_groups] == pytest.approx([0.024, 0.024])
+
+
+def test_a_warm_up_in_epochs_is_as_long_as_it_says():
+    def rates(epochs, **options):
+        changes = {"warmup_steps": None, "warmup_epochs": epochs, "factor": 1.0, **options}
+        found = schedule(schedule=changes)
+        return [found.learning_rate(step) / 0.01 for step in range(found.total_steps)]
+
+    # 2.5 steps an epoch; the last step of the warm-up has the full rate.
+    assert rates(2.0) == pytest.approx([0.001 + 0.999 * i / 4 for i in range(4)] + [1.0] * 4)
+    assert rates(9.0) == pytest.approx([0.001 + 0.999 * i / 7 for i in range(8)])  # not beyond the end of the run
+    assert rates(0.0) == rates(0.3) == [1.0] * 8
+    in_steps = rates(1.2, unit="steps", length=5, milestones=[])  # an epoch, whatever the unit of the length
+    assert in_steps == pytest.approx([0.001, 0.5005, 1.0, 1.0, 1.0])
+
+
 def test_every_option_of_the_schedule_reaches_the_learning_rate():
     found = schedule(
         schedule={"name": "cosine", "milestones": [], "final_factor": 0.5, "warmup_steps": 2, "warmup_factor": 0.25},
@@ -89,129 +122,6 @@ def test_every_option_of_the_schedule_reaches_the_learning_rate():
     assert found.learning_rate(1) == pytest.approx(0.8 * (0.25 + 0.75 / 2) * 0.98097, rel=1e-4)
     step = schedule(schedule={"factor": 0.5})
     assert step.learning_rate(7) == pytest.approx(0.01 * 0.25)
-
-
-# ------------------------------------------------------------------------------------------------------ passes and batches
-
-
-@pytest.mark.parametrize(
-    ("batch", "per_pass", "world", "expected"), [(16, None, 1, 16), (16, None, 4, 4), (16, 2, 4, 2), (16, 16, 1, 16)]
-)
-def test_images_per_pass_by_default_is_the_share_of_a_process(batch, per_pass, world, expected):
-    config = parse_config({"train": {"batch_size": batch, "images_per_pass": per_pass}})
-    assert images_per_pass(config, processes(world)) == expected
-
-
-@pytest.mark.parametrize(("batch", "per_pass", "world"), [(16, None, 3), (16, 3, 1), (2, None, 4), (16, 16, 2)])
-def test_numbers_that_do_not_divide_are_an_error(batch, per_pass, world):
-    config = parse_config({"train": {"batch_size": batch, "images_per_pass": per_pass}})
-    with pytest.raises(ConfigError, match=rf"train.batch_size {batch} is not divisible by {world} processes times"):
-        images_per_pass(config, processes(world))
-
-
-def test_the_loader_gives_each_process_its_share_of_the_same_steps(make_config):
-    config = make_config(differences={"train": {"images_per_pass": 1}})
-    data = build_data(config, processes(1))
-    whole, first, second = (
-        [batch.image_ids for batch in build_training_loader(config, data, process, first=3, total=6)]
-        for process in (processes(1), processes(2, 0), processes(2, 1))
-    )
-    assert len(whole) == 3
-    assert [[a, c, b, d] for (a, b), (c, d) in zip(first, second, strict=True)] == whole
-
-
-def test_the_loader_augments_as_the_configuration_says(make_config):
-    mosaic = {"size": [40, 72], "probability": 1.0}
-    config = make_config(differences={"data": {"mosaic": mosaic, "mixup": {}, "color_jitter": {}, "crop": {}}})
-    (batch,) = build_training_loader(config, build_data(config, processes(1)), processes(1), first=0, total=1)
-    assert {tuple(image.shape) for image in batch.images} == {(3, 40, 72)}
-
-
-def test_an_impossible_augmentation_is_named(make_config):
-    config = make_config(differences={"data": {"large_scale_jitter": {"size": [64, 64], "min_scale": 3.0}}})
-    data = build_data(config, processes(1))
-    with pytest.raises(ConfigError, match=r"^data\.large_scale_jitter: min_scale and max_scale must be above 0 and in"):
-        build_training_loader(config, data, processes(1), first=0, total=1)
-
-
-# -------------------------------------------------------------------------------------------------------------- the data
-
-
-def test_classes_and_splits_are_those_of_the_files(make_config, cpu):
-    data = build_data(make_config(), cpu)
-    assert (len(data.train), len(data.val)) == (24, 7)
-    assert data.classes[:3] == CLASSES[:3]
-    assert data.stream.epoch_length == 24
-    repeated = make_config(differences={"data": {"sampler": {"name": "repeat_factor", "threshold": 1.0}}})
-    assert build_data(repeated, cpu).stream.epoch_length > 30
-    assert len(build_data(make_config(differences={"data": {"keep_empty": False}}), cpu).train) < 24
-    assert len(build_val(make_config(), cpu)) == 7
-
-
-def test_sampler_is_the_one_named(make_config, cpu):
-    def stream(**sampler):
-        data = build_data(make_config(differences={"data": {"sampler": sampler, "aspect_grouping": False}}), cpu)
-        return data.stream, *data.train.learned_objects()
-
-    lengths = [stream(name="repeat_factor", threshold=1.0, power=power)[0].epoch_length for power in (0.1, 0.5, 2.0)]
-    assert 24 < lengths[0] < lengths[1] < lengths[2]
-    balanced, _, images = stream(name="instance_balanced")
-    seen = np.bincount(np.concatenate([balanced.sequence(epoch) for epoch in range(1000)]), minlength=24) / 1000
-    np.testing.assert_allclose(seen, np.bincount(images, minlength=24) * 24 / len(images), atol=0.08)
-    assert isinstance(stream(name="class_aware")[0], ClassAwareStream)
-    assert type(stream(name="random")[0]) is TrainingStream
-
-
-def test_a_drawn_dataset_takes_the_place_of_files(cpu, shapes, monkeypatch):
-    calls = []
-
-    def draw(folder, **options):
-        calls.append((folder, options["categories"]))
-        if options["categories"] == 11:
-            raise ValueError("there are no 11")
-        return SimpleNamespace(train=shapes.train, val=shapes.val, images=shapes.folder)
-
-    monkeypatch.setattr("detector.build.draw_dataset", draw)
-    config = parse_config({"data": {"generate": {"folder": "emoji", "categories": 10}}})
-    data = build_data(config, cpu)
-    assert (len(data.train), len(data.val), calls) == (24, 7, [("emoji", 10)])
-    config = parse_config({"data": {"generate": {"folder": "emoji", "categories": 11}}})
-    with pytest.raises(ConfigError, match=r"^data.generate: there are no 11"):
-        build_data(config, cpu)
-
-
-def test_paths_that_are_not_set_are_named_with_a_way_out(cpu):
-    with pytest.raises(ConfigError) as error:
-        build_data(parse_config({"data": {"val": {"images": "x"}}}), cpu)
-    assert str(error.value).startswith("data.train.annotations, data.train.images, data.val.annotations: not set; ")
-    assert "for instance data.train.annotations=PATH" in str(error.value)
-    with pytest.raises(ConfigError, match=r"^data.val.annotations, data.val.images: not set"):
-        build_val(parse_config({}), cpu)
-
-
-def test_class_sets_that_differ_between_train_and_val_are_named(make_config, cpu, shapes, tmp_path):
-    content = json.loads(shapes.val.read_text())
-    content["categories"][1]["name"] = "a dog"
-    (tmp_path / "val.json").write_text(json.dumps(content))
-    config = make_config(differences={"data": {"val": {"annotations": str(tmp_path / "val.json")}}})
-    with pytest.raises(
-        ConfigError, match=r"train.json \(train\) has 4 classes, .*id 3: 'red square' here, 'a dog' there"
-    ):
-        build_data(config, cpu)
-
-
-def test_a_file_that_does_not_support_the_protocol_is_told(make_config, cpu, shapes, tmp_path):
-    content = json.loads(shapes.val.read_text())
-    for image in content["images"]:
-        del image["neg_category_ids"]
-    (tmp_path / "val.json").write_text(json.dumps(content))
-    files = {"data": {"val": {"annotations": str(tmp_path / "val.json")}}}
-    config = make_config(differences={**files, "eval": {"protocol": "lvis"}})
-    with pytest.raises(ConfigError, match=r"eval.protocol: .*needs 'neg_category_ids'"):
-        build_evaluation(config, build_val(config, cpu), CLASSES, cpu)
-    config = make_config(differences=files)
-    evaluation = build_evaluation(config, build_val(config, cpu), CLASSES, cpu)
-    assert evaluation.ground_truth.protocol.name == "coco"
 
 
 # ------------------------------------------------------------------------------------------------------ model and losses
@@ -240,9 +150,43 @@ def test_every_option_reaches_its_object(make_config):
     assert (type(other.classification), type(other.box), type(other.matcher)) == (FocalLoss, GIoULoss, ATSSMatcher)
 
 
+def test_every_option_of_the_test_and_of_the_boxes_reaches_the_postprocessing(make_config):
+    test = {
+        "score_threshold": 0.1, "candidates_per_level": 70, "limit_to_anchors": True, "nms_threshold": 0.3,
+        "detections_per_image": 9,
+    }  # fmt: skip
+    model = {"legacy_offset": True, "head": {"box": "distribution", "bins": 9}}
+    made = build_postprocess(make_config(differences={"test": test, "model": model}))
+    assert {key: getattr(made, key) for key in test} == test
+    assert made.legacy_offset
+    assert (type(made.coding), made.coding.bins, made.coding.anchor_size) == (DistributionCoding, 9, 3.0)
+
+
+def test_matchers_get_what_the_model_says(make_config):
+    def matcher(name, **model):
+        differences = {"model": model, "matching": {"matcher": {"name": name}}}
+        return build_criterion(make_config(differences=differences), CLASSES.train_images, 24).matcher
+
+    for name in ("iou", "atss"):
+        assert matcher(name, legacy_offset=True).legacy_offset
+        assert not matcher(name).legacy_offset
+    points = {"base_size": 8.0, "ratios": [1.0], "scales": [0.5]}
+    sampled = matcher("center_sampling", anchors=points)
+    assert (type(sampled), sampled.radius, sampled.anchor_size) == (CenterSamplingMatcher, 1.5, 4.0)
+    needed = r"matching.matcher center_sampling needs one square anchor per location, found scales \[1.0, 2.0\]"
+    with pytest.raises(ConfigError, match=needed):
+        matcher("center_sampling", anchors={**points, "scales": [1.0, 2.0]})
+
+
+@pytest.mark.parametrize(("name", "option"), [("atss", "legacy_offset"), ("center_sampling", "anchor_size")])
+def test_what_the_model_says_is_no_option_of_matchers(name, option, make_config):
+    with pytest.raises(ConfigError, match=rf"matching.matcher.{option}: unknown key"):
+        make_config(differences={"matching": {"matcher": {"name": name, option: 1}}})
+
+
 def test_a_value_that_a_constructor_refuses_is_told_with_its_section(make_config):
     matcher = {"name": "iou", "positive": 0.4, "negative": 0.5}
-    with pytest.raises(ConfigError, match=r"loss or matching: IoU thresholds must keep"):
+    with pytest.raises(ConfigError, match=r"^matching.matcher: IoU thresholds must keep"):
         build_criterion(make_config(differences={"matching": {"matcher": matcher}}), CLASSES.train_images, 24)
     with pytest.raises(ConfigError, match=r"model.backbone: thin weights 'IMAGENET1K_V1'"):
         build_network(make_config(differences={"model": {"backbone": {"weights": "IMAGENET1K_V1"}}}).model, 4)
@@ -265,6 +209,20 @@ def test_a_run_has_what_its_configuration_asks_for(make_config, cpu):
     assert run.evaluated_network is not run.network
     assert type(run.optimizer) is torch.optim.AdamW
     assert {group["weight_decay"] for group in run.optimizer.param_groups} == {0.2}
+
+
+def test_a_file_that_does_not_support_the_protocol_is_told(make_config, cpu, shapes, tmp_path):
+    content = json.loads(shapes.val.read_text())
+    for image in content["images"]:
+        del image["neg_category_ids"]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    files = {"data": {"val": {"annotations": str(tmp_path / "val.json")}}}
+    config = make_config(differences={**files, "eval": {"protocol": "lvis"}})
+    with pytest.raises(ConfigError, match=r"eval.protocol: .*needs 'neg_category_ids'"):
+        build_evaluation(config, build_val(config, cpu), CLASSES, cpu)
+    config = make_config(differences=files)
+    evaluation = build_evaluation(config, build_val(config, cpu), CLASSES, cpu)
+    assert evaluation.ground_truth.protocol.name == "coco"
 
 
 # --------------------------------------------------------------------------------------- starting from another detector

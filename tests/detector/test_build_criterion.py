@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import detector.run
-from detector.build import build_criterion, build_data, build_run, build_training_loader
+from detector.build import build_criterion, build_run
+from detector.build_data import build_data, build_training_loader
 from detector.classes import Classes
 from detector.run import run_training
 from detector.training.engine import optimize
@@ -69,7 +70,7 @@ def test_images_without_objects_count_in_frequencies_even_if_they_are_not_traine
 
 
 def test_options_of_the_losses_are_checked_where_they_are_written(config_of):
-    with pytest.raises(ConfigError, match=r"loss or matching: beta is 1.0; expected at least 0 and below 1"):
+    with pytest.raises(ConfigError, match=r"^loss: beta is 1.0; expected at least 0 and below 1"):
         build_criterion(config_of("class_weighted_focal", beta=1.0), [1, 2], 3)
     with pytest.raises(ConfigError, match=r"loss.classification.weighting.*effective_number"):
         config_of("class_weighted_focal", weighting="effective_numbers")

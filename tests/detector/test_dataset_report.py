@@ -9,7 +9,7 @@ import torch
 from datasets.dataset import Targets
 from datasets.loader import Batch
 from datasets.samplers import TrainingStream
-from detector.build import build_data
+from detector.build_data import build_data
 from detector.classes import Classes
 from detector.dataset_report import batch_sheet, describe, long_tail_figure
 from detector.distributed import Process

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +49,17 @@ def test_objects_are_found_under_their_names_and_original_ids(model, paths, shap
                 found += any(close & (prediction.category_ids == a["category_id"]))
                 wanted += 1
     assert found >= 0.8 * wanted > 2
+
+
+def test_checkpoint_from_before_init_from_is_read_without_its_dead_key(learned, paths, tmp_path, caplog):
+    new = learned / "checkpoints" / "best.pt"
+    state = load_checkpoint(new)
+    state["config"]["model"]["weights"] = None
+    save_checkpoint(tmp_path / "old.pt", state)
+    predictions = [predict(load_model(file), paths[:1])[0] for file in (new, tmp_path / "old.pt")]
+    assert_same(*predictions)
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path / 'old.pt'}: config: model.weights is left out")
 
 
 def test_path_text_picture_and_array_give_the_same_detections(model, paths):
@@ -111,6 +123,35 @@ def test_settings_of_the_test_are_those_of_the_run(learned, model):
     assert model.postprocess.score_threshold == 0.3
     assert model.postprocess.detections_per_image == 300
     assert model.config.data.test_short_side == 64
+
+
+def test_pictures_are_resized_as_in_the_run(model, paths):
+    def scores(**changes):
+        data = model.config.data.model_copy(update={"test_short_side": 32, **changes})
+        config, every = model.config.model_copy(update={"data": data}), replace(model.postprocess, score_threshold=0.0)
+        other = replace(model, config=config, postprocess=every)
+        return predict(other, paths[:1])[0].scores
+
+    assert np.array_equal(scores(), scores(antialias=True))
+    assert not np.array_equal(scores(), scores(antialias=False))
+
+
+def test_boxes_of_a_legacy_model_are_scaled_by_their_pixels(model, paths):
+    # 72 x 80 pixels are seen as 64 x 71. A box that ends at x there ends at (x - 1) * 80 / 71 + 1, not at x * 80 / 71.
+    legacy = replace(model, postprocess=replace(model.postprocess, legacy_offset=True))
+    (usual,), (shifted,) = (predict(each, paths[2:]) for each in (model, legacy))
+    inside = (usual.boxes > 2).all(axis=1) & (usual.boxes < [78, 70, 78, 70]).all(axis=1)
+    assert inside.any()
+    shift = (shifted.boxes - usual.boxes)[inside]
+    np.testing.assert_allclose(shift, np.tile([0, 0, 1 - 80 / 71, 1 - 72 / 64], (len(shift), 1)), atol=1e-4)
+
+
+def test_the_convention_of_boxes_is_that_of_the_run(learned, model, tmp_path):
+    assert not model.postprocess.legacy_offset
+    state = load_checkpoint(learned / "checkpoints" / "best.pt")
+    state["config"]["model"]["legacy_offset"] = True
+    save_checkpoint(tmp_path / "a.pt", state)
+    assert load_model(tmp_path / "a.pt").postprocess.legacy_offset
 
 
 def test_a_foreign_checkpoint_is_told_with_what_it_lacks(tmp_path, learned):

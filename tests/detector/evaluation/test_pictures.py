@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from detector.build import build_val
+from detector.build_data import build_val
 from detector.drawing import color_of
 from detector.evaluation.pictures import detection_sheet
 from detector.inference import load_model

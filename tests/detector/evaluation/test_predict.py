@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from datasets.loader import evaluation_loader
-from detector.build import build_evaluation, build_val
+from detector.build import build_evaluation
+from detector.build_data import build_val
 from detector.inference import load_model, predict
 
 
@@ -37,9 +38,13 @@ def test_the_result_is_that_of_the_run(evaluation_of, model, learned):
     assert [row["train_images"] for row in result["classes"]] == model.classes.train_images
 
 
-def test_detections_are_those_of_predict_in_pixels_of_the_original_images(evaluation_of, model, shapes):
+@pytest.mark.parametrize("legacy", [False, True])
+def test_detections_are_those_of_predict_in_pixels_of_the_original_images(evaluation_of, model, shapes, legacy):
     # The image of 72 x 80 pixels is evaluated at 64 x 71. One image a batch: padding leaks into a network with GroupNorm.
-    by_image = columns_by_image(evaluation_of(batch_size=1), model.network)
+    evaluation = evaluation_of(batch_size=1)
+    evaluation = replace(evaluation, postprocess=replace(evaluation.postprocess, legacy_offset=legacy))
+    model = replace(model, postprocess=evaluation.postprocess)
+    by_image = columns_by_image(evaluation, model.network)
     images = sorted(json.loads(shapes.val.read_text())["images"], key=lambda image: image["id"])
     predictions = predict(model, [shapes.folder / image["file_name"] for image in images])
     for i, prediction in enumerate(predictions):

@@ -1,0 +1,126 @@
+"""From a Config to data: both splits, the order of training images, batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from datasets.annotations import Annotations, read_annotations
+from datasets.augmentation import AUGMENTATIONS, Augmentation
+from datasets.emoji import draw_dataset
+from datasets.loader import BatchLoader, DetectionDataset, evaluation_loader, training_loader
+from datasets.samplers import TrainingStream, training_stream
+
+from . import config as c
+from .classes import Classes
+from .distributed import Process, on_rank_zero
+from .yaml_files import ConfigError, config_errors
+
+
+@dataclass(frozen=True)
+class Data:
+    """Both splits, their classes, and the order of training images."""
+
+    train: DetectionDataset
+    val: DetectionDataset
+    classes: Classes
+    stream: TrainingStream
+
+
+def build_data(config: c.Config, process: Process) -> Data:
+    """Read both annotation files, after drawing the dataset if the configuration asks for that.
+
+    Raises ConfigError for paths that are not set, DataError for everything that is wrong with the data.
+    """
+    (annotations, images), (val_annotations, val_images) = _splits(config.data, process, "train", "val")
+    train = DetectionDataset(annotations, images, keep_empty=config.data.keep_empty, **_arithmetic(config))
+    val = DetectionDataset(val_annotations, val_images, **_arithmetic(config))
+    known, other = train.annotations, val.annotations
+    classes = Classes.from_annotations(known, rare=config.data.rare, common=config.data.common)
+    classes.check_same(other.category_ids, other.class_names, here=f"{known.path} (train)", there=f"{other.path} (val)")
+    return Data(train, val, classes, _stream(config, train))
+
+
+def build_val(config: c.Config, process: Process) -> DetectionDataset:
+    """The validation set alone: a trained model needs no training set to be evaluated. Raises as `build_data` does."""
+    ((annotations, images),) = _splits(config.data, process, "val")
+    return DetectionDataset(annotations, images, **_arithmetic(config))
+
+
+def images_per_pass(config: c.Config, process: Process) -> int:
+    """Images that a process holds at once. Raises ConfigError if passes and processes do not divide the batch."""
+    batch = config.train.batch_size
+    per_pass = config.train.images_per_pass or max(1, batch // process.world_size)
+    if batch % (per_pass * process.world_size):
+        raise ConfigError(
+            f"train.batch_size {batch} is not divisible by {process.world_size} processes times {per_pass} images per "
+            "pass; change train.batch_size, train.images_per_pass or the number of processes"
+        )
+    return per_pass
+
+
+def build_training_loader(config: c.Config, data: Data, process: Process, *, first: int, total: int) -> BatchLoader:
+    """This process's share of the batches of steps first, …, total - 1."""
+    return training_loader(
+        data.train, data.stream,
+        short_sides=config.data.short_sides, long_side=config.data.long_side, flip=config.data.flip,
+        augmentation=_augmentation(config.data), pad_multiple=config.data.pad_multiple, seed=config.seed,
+        start_step=first, num_steps=total - first, images_per_pass=images_per_pass(config, process),
+        rank=process.rank, world_size=process.world_size, workers=config.data.workers,
+    )  # fmt: skip
+
+
+def build_evaluation_loader(config: c.Config, val: DetectionDataset, process: Process) -> BatchLoader:
+    """This process's share of batches that together hold every validation image once."""
+    return evaluation_loader(
+        val, short_side=config.data.test_short_side, long_side=config.data.long_side,
+        pad_multiple=config.data.pad_multiple, batch_size=config.eval.batch_size,
+        rank=process.rank, world_size=process.world_size, workers=config.data.workers,
+    )  # fmt: skip
+
+
+def _arithmetic(config: c.Config) -> dict[str, bool]:
+    """How images and boxes are resized."""
+    return {"antialias": config.data.antialias, "legacy_offset": config.model.legacy_offset}
+
+
+def _splits(data: c.Data, process: Process, *names: Literal["train", "val"]) -> list[tuple[Annotations, str | Path]]:
+    """Annotations and the folder of images of each split. Rank 0 parses the files, the others map the cache it leaves."""
+    files = _files(data, process, names)
+    return [(on_rank_zero(process, partial(read_annotations, annotations)), images) for annotations, images in files]
+
+
+def _files(data: c.Data, process: Process, names: Sequence[str]) -> list[tuple[str | Path, str | Path]]:
+    """(annotations, images) of each of the splits."""
+    if data.generate:
+        with config_errors("data.generate"):
+            files = on_rank_zero(process, partial(draw_dataset, **data.generate.options()))
+        return [(getattr(files, name), files.images) for name in names]
+    splits = {name: getattr(data, name) for name in names}
+    missing = [
+        f"data.{name}.{key}"
+        for name, split in splits.items()
+        for key in ("annotations", "images")
+        if getattr(split, key) is None
+    ]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)}: not set; name the files in the configuration or on the command line, "
+                          f"for instance {missing[0]}=PATH")  # fmt: skip
+    return [(split.annotations, split.images) for split in splits.values()]
+
+
+def _augmentation(data: c.Data) -> Augmentation:
+    chosen = {}
+    for name, kind in AUGMENTATIONS.items():
+        with config_errors(f"data.{name}"):
+            chosen[name] = (options := getattr(data, name)) and kind(**options.options())
+    return Augmentation(**chosen)
+
+
+def _stream(config: c.Config, train: DetectionDataset) -> TrainingStream:
+    wide = train.sizes[:, 1] >= train.sizes[:, 0] if config.data.aspect_grouping else None
+    return training_stream(
+        *train.learned_objects(), num_images=len(train), name=config.data.sampler.name, **config.data.sampler.options(),
+        batch_size=config.train.batch_size, seed=config.seed, wide=wide,
+    )  # fmt: skip
