@@ -18,6 +18,10 @@ def group_norm(channels: int) -> nn.GroupNorm:
 class FrozenStatisticsBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm that always uses its running statistics and never moves them; scale and shift are trained."""
 
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.eval()
+
     def train(self, mode: bool = True) -> "FrozenStatisticsBatchNorm2d":
         """Evaluation mode, whatever is asked for."""
         return super().train(False)

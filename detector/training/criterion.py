@@ -42,8 +42,8 @@ class Criterion(nn.Module):
             If it `uses_quality`, also with (N, R_l) per level: at positives, the IoU of the decoded box with its object.
         box: called with (P, 4) predictions and targets of the positives and their weights, (P,) or None; returns a sum.
             Its `on_deltas` tells whether it compares deltas or decoded boxes.
-        matcher: called with the anchors of the levels and the (G, 4) boxes of an image; returns (R,) object indices,
-            BACKGROUND or IGNORE.
+        matcher: called with the anchors of the levels and the (G_i, 4) boxes of each image; returns (N, R) object
+            indices, BACKGROUND or IGNORE, see matching.Matcher.
         coding: decodes the head's box outputs. A DistributionCoding adds the distribution focal loss of its logits.
         quality: what the head's quality output learns at positives, by binary cross entropy: the IoU of the decoded box
             with its object, or the center-ness of the anchor in it.
@@ -86,7 +86,9 @@ class Criterion(nn.Module):
                 f"{type(box).__name__} compares deltas of anchors, but the head does not predict any; use a loss of boxes"
             )
         if box_weighting == "quality" and quality == "none":
-            raise ValueError("box_weighting is quality, but the head predicts no quality; make it iou or centerness")
+            raise ValueError(
+                "box_weighting is quality, but the head predicts no quality; let it predict iou or centerness"
+            )
 
     def begin_step(self) -> None:
         """Call before the first pass of an optimizer step."""
@@ -107,18 +109,16 @@ class Criterion(nn.Module):
             targets: per image, on the device of the anchors.
             image_sizes: (height, width) per image, without padding.
         """
-        labels, boxes = [], []
-        for target, image_size in zip(targets, image_sizes, strict=True):
-            matches = assign(
-                self.matcher, anchors, target.boxes, target.ignore_boxes,
-                image_size=image_size, ignore_padding=self.ignore_padding,
-            )  # fmt: skip
-            positive = matches >= 0
-            image_labels = matches.clone()
-            image_labels[positive] = target.labels[matches[positive]]
-            labels.append(image_labels)
-            boxes.append(target.boxes[matches[positive]])
-        return Assignment(torch.stack(labels), torch.cat(boxes))
+        matches = assign(
+            self.matcher, anchors, [target.boxes for target in targets], [target.ignore_boxes for target in targets],
+            image_sizes=image_sizes, ignore_padding=self.ignore_padding,
+        )  # fmt: skip
+        boxes = []
+        for row, target in zip(matches, targets, strict=True):  # a row of matches turns into labels in place
+            found = row[row >= 0]
+            boxes.append(target.boxes[found])
+            row[row >= 0] = target.labels[found]
+        return Assignment(matches, torch.cat(boxes))
 
     def forward(
         self, outputs: HeadOutputs, anchors: Sequence[Tensor], assignment: Assignment, normalizer: Tensor
@@ -126,9 +126,9 @@ class Criterion(nn.Module):
         """The weighted losses `classification`, `box`, and as configured `quality` and `distribution`, of this pass.
 
         They are summed and divided by `normalizer`. With `box_weighting`, those of boxes and distributions are instead
-        divided by the sum of the weights over all processes in this pass, and count by the pass's share of the
-        positives: the weights of later passes are not known yet, so that splitting a step into passes then changes the
-        result slightly. Every process must call this equally often, as they sum their weights.
+        divided by the sum of the weights in the step. Those of later passes are not known yet: the sum over all processes
+        in this pass, divided by its share of the positives, stands for it, so that splitting a step into passes changes
+        the result slightly. Every process must call this equally often, as they sum their weights.
 
         Args:
             outputs: logits (N, R_l, K), deltas (N, R_l, D) and quality (N, R_l) or None, per level.
@@ -190,7 +190,7 @@ class Criterion(nn.Module):
         weights = quality if self.box_weighting == "quality" else _best_scores(logits, positive)
         in_pass = torch.stack([weights.sum(), weights.new_tensor(float(len(weights)))])
         total, count = all_sum(in_pass)
-        return weights, total.clamp(min=1) * normalizer / count.clamp(min=1)
+        return weights, (total * normalizer / count.clamp(min=1)).clamp(min=1)
 
 
 def _best_scores(logits: Sequence[Tensor], positive: Tensor) -> Tensor:

@@ -45,6 +45,36 @@ def test_levels_have_their_strides_and_no_idle_parameters(levels):
     assert all(p.grad is not None for p in fpn.parameters())
 
 
+@pytest.mark.parametrize("p7_relu", [True, False])
+@pytest.mark.parametrize(("p6_from", "channels_in"), [("c5", 14), ("p5", 8), ("c5_lateral", 8)])
+def test_p6_and_p7_are_made_of_what_is_asked_for(p6_from, channels_in, p7_relu):
+    fpn, maps = FPN(IN_CHANNELS, channels=8, p6_from=p6_from, p7_relu=p7_relu), features(96, 160)
+    for module in (fpn.p6, fpn.p7):
+        torch.nn.init.normal_(module.bias)
+    *_, p5, p6, p7 = fpn(maps)
+    source = {"c5": maps[2], "p5": p5, "c5_lateral": fpn.lateral["c5"](maps[2])}[p6_from]
+    assert fpn.p6.in_channels == channels_in
+    assert torch.equal(p6, fpn.p6(source))
+    assert (p6 < 0).any()
+    assert torch.equal(p7, fpn.p7(p6.clamp(min=0) if p7_relu else p6))
+
+
+@pytest.mark.parametrize(
+    ("init", "deviation", "furthest"),
+    [
+        ("kaiming_uniform", (1 / 256) ** 0.5, 3**0.5),  # gain 1 by the 256 inputs; a flat distribution ends at sqrt(3)
+        ("xavier_normal", (2 / (256 + 32)) ** 0.5, 5.0),  # by inputs and outputs
+    ],
+)
+def test_weights_start_as_asked_for(init, deviation, furthest):
+    torch.manual_seed(0)
+    fpn = FPN((256, 10, 14), channels=32, init=init)
+    weight = fpn.lateral["c3"].weight
+    assert weight.std().item() == pytest.approx(deviation, rel=0.05)
+    assert furthest / 2 * deviation < weight.abs().max() <= furthest * deviation
+    assert all(not parameter.any() for name, parameter in fpn.named_parameters() if name.endswith("bias"))
+
+
 def test_keys_are_readable():
     keys = set(FPN(IN_CHANNELS, channels=8).state_dict())
     assert {"lateral.c3.weight", "output.p5.bias", "p6.weight", "p7.bias"} <= keys

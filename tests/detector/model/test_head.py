@@ -80,3 +80,73 @@ def test_a_head_without_towers_predicts_from_the_pyramid():
 def test_keys_are_readable():
     keys = set(make_head(norm="gn").state_dict())
     assert {"class_tower.0.conv.weight", "box_tower.1.norm.bias", "logits.weight", "deltas.bias"} <= keys
+    more = set(make_head(norm="gn", quality=True, scaled_levels=2).state_dict())
+    assert more - keys == {"quality.weight", "quality.bias", "level_scales"}
+
+
+# ---------------------------------------------------------------------------------- boxes of any depth, quality, scales
+
+
+def pyramid() -> list[torch.Tensor]:
+    """Two levels of two images."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(2, 8, height, width, generator=generator) for height, width in [(4, 6), (2, 3)]]
+
+
+def test_an_anchor_has_as_many_box_outputs_as_its_coding_needs():
+    head, levels = make_head(box_depth=20), pyramid()
+    outputs = head(levels)
+    assert [tuple(level.shape) for level in outputs.deltas] == [(2, 72, 20), (2, 18, 20)]
+    maps = head.deltas(head.box_tower(levels[0]))
+    n, a, d, y, x = 1, 2, 7, 3, 1
+    assert outputs.deltas[0][n, (y * 6 + x) * 3 + a, d] == maps[n, a * 20 + d, y, x]
+
+
+def test_quality_is_a_logit_per_anchor_from_the_box_tower():
+    head, levels = make_head(quality=True), pyramid()
+    outputs = head(levels)
+    assert [tuple(level.shape) for level in outputs.quality] == [(2, 72), (2, 18)]
+    maps = head.quality(head.box_tower(levels[0]))
+    n, a, y, x = 1, 2, 3, 1
+    assert outputs.quality[0][n, (y * 6 + x) * 3 + a] == maps[n, a, y, x]
+    assert torch.count_nonzero(head.quality.bias) == 0
+    assert 0.005 < head.quality.weight.std() < 0.015
+    assert make_head()(levels).quality is None
+
+
+def test_each_level_scales_its_own_box_outputs_and_nothing_else():
+    head, levels = make_head(scaled_levels=2, quality=True), pyramid()
+    before = head(levels)
+    with torch.no_grad():
+        assert head.level_scales.tolist() == [1.0, 1.0]
+        head.level_scales.copy_(torch.tensor([2.0, 0.5]))
+    after = head(levels)
+    for i, factor in enumerate([2.0, 0.5]):
+        assert torch.equal(after.deltas[i], factor * before.deltas[i])
+        assert torch.equal(after.logits[i], before.logits[i])
+        assert torch.equal(after.quality[i], before.quality[i])
+    (gradient,) = torch.autograd.grad(sum(level.sum() for level in after.deltas), head.level_scales)
+    torch.testing.assert_close(gradient, torch.stack([level.detach().sum() for level in before.deltas]))
+
+
+def test_scales_leave_the_type_of_box_outputs_alone():
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = make_head(scaled_levels=2, quality=True)(pyramid())
+    assert {level.dtype for maps in outputs for level in maps} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("norm", ["none", "gn"])
+def test_recomputing_changes_no_bit_of_outputs_and_gradients(norm):
+    levels, seen = pyramid(), []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        head = make_head(norm=norm, quality=True, scaled_levels=2, box_depth=20, recompute=recompute)
+        inputs = [level.clone().requires_grad_() for level in levels]
+        outputs = head(inputs)
+        # Of each map another function, so that each has its own gradient.
+        loss = sum((i + 1) * level.square().sum() for i, maps in enumerate(outputs) for level in maps)
+        loss.backward()
+        assert all(p.grad is not None for p in head.parameters())
+        gradients = [tensor.grad for tensor in (*inputs, *head.parameters())]
+        seen.append([*(level for maps in outputs for level in maps), *gradients])
+    assert all(map(torch.equal, *seen))

@@ -162,7 +162,7 @@ def heads() -> dict[str, dict]:
     return {
         "improved baseline": {
             "model": {
-                "fpn": {"levels": 5, "p6_from": "c5_lateral", "p7_relu": False},
+                "fpn": {"levels": 4, "p6_from": "c5_lateral"},
                 "head": {"quality": "iou"},
                 "anchors": {"base_size": 1.0, "scales": [2.5, 3.5]},
             },
