@@ -3,6 +3,7 @@
 A batch is a function of the dataset, the seed and its number alone: any number of workers gives the same bits.
 """
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -29,7 +30,13 @@ class Batch(NamedTuple):
     image_indices: list[int]  # into the annotations; of a mosaic or MixUp, its first image
     image_ids: list[int]
     original_sizes: list[tuple[int, int]]  # height, width before resizing
-    padded_size: tuple[int, int]  # height, width of the largest image of the whole step, rounded up
+    padded_sizes: list[tuple[int, int]]  # height, width that each image is to be padded to
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """What all images are padded to. Raises ValueError where `pad_together` makes that several sizes."""
+        (size,) = set(self.padded_sizes)
+        return size
 
 
 class BatchLoader:
@@ -45,6 +52,7 @@ class BatchLoader:
             sampler=numbers,
             num_workers=workers,
             collate_fn=_unchanged,
+            worker_init_fn=_outlive_termination,
             generator=torch.Generator(),  # else each iteration would draw from torch's global random numbers
         )
 
@@ -71,6 +79,7 @@ def training_loader(
     num_steps: int,
     augmentation: Augmentation | None = None,
     images_per_pass: int | None = None,
+    pad_together: int | None = None,
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
@@ -84,24 +93,30 @@ def training_loader(
         stream: of indices of `dataset`.
         short_sides, long_side, flip: of the random views, see `draw_view`.
         augmentation: beyond resizing and flipping; none by default.
-        pad_multiple: both sides of `padded_size` are multiples of it.
+        pad_multiple: both sides of padded sizes are multiples of it.
         images_per_pass: None for all of a process's images at once.
+        pad_together: so many consecutive images of a step are padded to the size of the largest of them; None for all.
+            Padding leaks into results, so that it must not depend on processes and passes.
         workers: processes that read images; 0 reads in this one.
 
     Raises:
-        ValueError: the batch cannot be dealt evenly.
+        ValueError: the batch cannot be dealt evenly, or a pass would hold images of several padded sizes.
     """
     per_pass = images_per_pass or stream.batch_size // world_size
     if per_pass == 0 or stream.batch_size % (per_pass * world_size):
         raise ValueError(
             f"batch_size {stream.batch_size} is not divisible by {world_size} processes times {per_pass} images per pass"
         )
+    if pad_together and pad_together % per_pass:
+        raise ValueError(
+            f"pad_together {pad_together} is not a multiple of {per_pass} images per pass, which are computed in one size"
+        )
     share = [i for i in range(stream.batch_size) if i // per_pass % world_size == rank]
     draw = partial(
         draw_scenes, stream, size_of=dataset.size, augmentation=augmentation or Augmentation(), seed=seed,
         short_sides=tuple(short_sides), long_side=long_side, flip=flip,
     )  # fmt: skip
-    batches = _TrainingBatches(dataset, draw, pad_multiple, share)
+    batches = _TrainingBatches(dataset, draw, pad_multiple, pad_together or stream.batch_size, share)
     return BatchLoader(batches, range(start_step, start_step + num_steps), workers)
 
 
@@ -136,14 +151,19 @@ def padded_size(sizes: Sequence[tuple[int, int]], multiple: int) -> tuple[int, i
 class _TrainingBatches(Dataset):
     """One process's share of a training step, by the number of the step."""
 
-    def __init__(self, dataset: DetectionDataset, draw: Callable, pad_multiple: int, share: list[int]):
-        self.dataset, self.draw, self.pad_multiple, self.share = dataset, draw, pad_multiple, share
+    def __init__(
+        self, dataset: DetectionDataset, draw: Callable, pad_multiple: int, pad_together: int, share: list[int]
+    ):
+        self.dataset, self.draw, self.share = dataset, draw, share
+        self.pad_multiple, self.pad_together = pad_multiple, pad_together
 
     def __getitem__(self, step: int) -> "_Packed | DataError":
         scenes = self.draw(step)
-        # Of all images of the step, also those of other processes and passes: padding leaks into the results.
-        padded = padded_size([scene.size for scene in scenes], self.pad_multiple)
-        return _read(self.dataset, [scenes[i] for i in self.share], padded)
+        together = [scenes[i : i + self.pad_together] for i in range(0, len(scenes), self.pad_together)]
+        # Also those of other processes and passes.
+        padded = [padded_size([scene.size for scene in group], self.pad_multiple) for group in together]
+        sizes = [padded[i // self.pad_together] for i in self.share]
+        return _read(self.dataset, [scenes[i] for i in self.share], sizes)
 
 
 class _EvaluationBatches(Dataset):
@@ -156,7 +176,8 @@ class _EvaluationBatches(Dataset):
     def __getitem__(self, number: int) -> "_Packed | DataError":
         indices = self.order[number * self.batch_size : (number + 1) * self.batch_size].tolist()
         scenes = [single(index, self.view(self.dataset.size(index))) for index in indices]
-        return _read(self.dataset, scenes, padded_size([scene.size for scene in scenes], self.pad_multiple))
+        padded = padded_size([scene.size for scene in scenes], self.pad_multiple)
+        return _read(self.dataset, scenes, [padded] * len(scenes))
 
 
 def _test_view(size: tuple[int, int], *, short_side: int, long_side: int) -> View:
@@ -172,7 +193,7 @@ class _Packed(NamedTuple):
     image_indices: list[int]
     image_ids: list[int]
     original_sizes: list[tuple[int, int]]
-    padded_size: tuple[int, int]
+    padded_sizes: list[tuple[int, int]]
 
     def unpack(self) -> Batch:
         parts = self.pixels.split([3 * height * width for height, width in self.sizes])
@@ -182,11 +203,11 @@ class _Packed(NamedTuple):
             image_indices=self.image_indices,
             image_ids=self.image_ids,
             original_sizes=self.original_sizes,
-            padded_size=self.padded_size,
+            padded_sizes=self.padded_sizes,
         )
 
 
-def _read(dataset: DetectionDataset, scenes: list[Scene], padded: tuple[int, int]) -> _Packed | DataError:
+def _read(dataset: DetectionDataset, scenes: list[Scene], padded_sizes: list) -> _Packed | DataError:
     try:
         images, targets = zip(*(read_scene(dataset, scene) for scene in scenes), strict=True)
     except DataError as error:
@@ -199,9 +220,18 @@ def _read(dataset: DetectionDataset, scenes: list[Scene], padded: tuple[int, int
         image_indices=image_indices,
         image_ids=dataset.annotations.image_ids[image_indices].tolist(),
         original_sizes=[dataset.size(scene.index) for scene in scenes],
-        padded_size=padded,
+        padded_sizes=padded_sizes,
     )
 
 
 def _unchanged(batch: object) -> object:
     return batch
+
+
+def _outlive_termination(_: int) -> None:
+    # Batch systems send SIGTERM to all processes of a job. One that finishes its step and saves needs its workers until
+    # then; they end when it does. A second SIGTERM is that of a parent that cannot wait for a stuck worker.
+    def ignore_once(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, ignore_once)

@@ -49,13 +49,22 @@ def build_val(config: c.Config, process: Process) -> DetectionDataset:
 
 
 def images_per_pass(config: c.Config, process: Process) -> int:
-    """Images that a process holds at once. Raises ConfigError if passes and processes do not divide the batch."""
+    """Images that a process holds at once.
+
+    Raises ConfigError if passes and processes do not divide the batch, or a pass would hold several padded sizes.
+    """
     batch = config.train.batch_size
     per_pass = config.train.images_per_pass or max(1, batch // process.world_size)
     if batch % (per_pass * process.world_size):
         raise ConfigError(
             f"train.batch_size {batch} is not divisible by {process.world_size} processes times {per_pass} images per "
             "pass; change train.batch_size, train.images_per_pass or the number of processes"
+        )
+    together = config.data.pad_together
+    if together and together % per_pass:
+        raise ConfigError(
+            f"data.pad_together {together} is not a multiple of {per_pass} images per pass, which need one padded size; "
+            f"set train.images_per_pass={together}, or change data.pad_together, which may change the result a little"
         )
     return per_pass
 
@@ -65,8 +74,8 @@ def build_training_loader(config: c.Config, data: Data, process: Process, *, fir
     return training_loader(
         data.train, data.stream,
         short_sides=config.data.short_sides, long_side=config.data.long_side, flip=config.data.flip,
-        augmentation=_augmentation(config.data), pad_multiple=config.data.pad_multiple, seed=config.seed,
-        start_step=first, num_steps=total - first, images_per_pass=images_per_pass(config, process),
+        augmentation=_augmentation(config.data), seed=config.seed,
+        pad_multiple=config.data.pad_multiple, pad_together=config.data.pad_together, start_step=first, num_steps=total - first, images_per_pass=images_per_pass(config, process),
         rank=process.rank, world_size=process.world_size, workers=config.data.workers,
     )  # fmt: skip
 

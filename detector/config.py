@@ -56,6 +56,7 @@ class Data(Section):
     mosaic: _AUGMENTATIONS["mosaic"] | None = None
     mixup: _AUGMENTATIONS["mixup"] | None = None
     pad_multiple: Positive = 32
+    pad_together: Positive | None = None  # images of a step that are padded alike, images_per_pass or more; none: all
     keep_empty: bool = True  # train on images without objects too
     aspect_grouping: bool = True  # tall and wide images in different batches
     sampler: Sampler = Sampler()

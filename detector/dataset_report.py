@@ -79,7 +79,7 @@ def batch_sheet(batches: Iterable[Batch], class_names: Sequence[str], *, count: 
 def _seen_by_model(number: int, batch: Batch, i: int, class_names: Sequence[str]) -> NDArray:
     """Image `i` of batch `number`."""
     (height, width), targets = batch.images[i].shape[-2:], batch.targets[i]
-    padded = np.full((*batch.padded_size, 3), _PADDING, np.uint8)
+    padded = np.full((*batch.padded_sizes[i], 3), _PADDING, np.uint8)
     padded[:height, :width] = _hatched(batch.images[i].permute(1, 2, 0).numpy(), targets.ignore_boxes.numpy())
     padded = _outlined(padded, (height, width))
     labels, ignored = targets.labels.tolist(), len(targets.ignore_boxes)

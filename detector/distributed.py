@@ -1,6 +1,8 @@
 """The processes of one run. `torchrun` is the engine: it starts them and tells them who they are by environment variables."""
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -9,9 +11,12 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from .yaml_files import ConfigError
 
+# Rank 0 scores LVIS for minutes while the other ranks wait in the next collective.
+_TIMEOUT = timedelta(hours=2)
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -53,12 +58,40 @@ def process_group(device: str = "auto") -> Iterator[Process]:
     if missing:
         yield Process(0, 1, where)
         return
-    # Rank 0 scores LVIS for minutes while the other ranks wait in the next collective.
-    dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(hours=2))
+    store, rank, world_size = next(rendezvous("env://", timeout=_TIMEOUT))
+    store = _fresh(store, rank, world_size)
+    backend = "nccl" if use_cuda else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
     yield Process(dist.get_rank(), dist.get_world_size(), where)
     # Not after an error: the others may be waiting in a collective, NCCL would wait for them in turn, and torchrun would
     # never learn that this process has failed.
     dist.destroy_process_group()
+
+
+def _fresh(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """A corner of the store that holds nothing of processes which were killed before.
+
+    torchrun (2.14, and others that share its store) gives the processes of every restart the same store, with the
+    addresses of dead processes in it: who reads such an address before the new one is written waits forever. Here rank 0
+    makes up a name for the corner, and tells it to whoever shows a word that was made up just now.
+    """
+    if rank > 0:
+        word = uuid.uuid4().hex
+        store.set(f"word of {rank}", word)
+        name = store.get(f"name for {word}").decode()  # waits for it
+        store.set(f"{name}: {rank} knows", "")
+        return dist.PrefixStore(name, store)
+    name, unaware = uuid.uuid4().hex, set(range(1, world_size))
+    end = time.monotonic() + _TIMEOUT.total_seconds()
+    while unaware:
+        for other in unaware:
+            if store.check([f"word of {other}"]):  # of now, or of a dead process that will not listen
+                store.set(f"name for {store.get(f'word of {other}').decode()}", name)
+        unaware = {other for other in unaware if not store.check([f"{name}: {other} knows"])}
+        if time.monotonic() > end:
+            raise RuntimeError(f"{len(unaware)} of {world_size} processes have not come within {_TIMEOUT}")
+        time.sleep(0.01)
+    return dist.PrefixStore(name, store)
 
 
 def all_sum(tensor: Tensor) -> Tensor:

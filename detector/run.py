@@ -9,52 +9,68 @@ from pathlib import Path
 
 import torch
 
-from . import run_folder
-from .build import (
-    Data,
-    Schedule,
-    build_data,
-    build_evaluation,
-    build_pictures,
-    build_run,
-    build_schedule,
-    build_training_loader,
-    images_per_pass,
-)
+from . import resuming, run_folder
+from .build import Schedule, build_evaluation, build_pictures, build_run, build_schedule
+from .build_data import Data, build_data, build_training_loader, images_per_pass
 from .config import Config
 from .distributed import Process, from_rank_zero, on_rank_zero, share_buffers
 from .evaluation.predict import Evaluation
+from .hosts import elastic_job
+from .lease import Lease
+from .preemption import StopRequest, stop_on_signals
 from .pretrained import start_from
 from .training.engine import Run, train
 from .training.run_log import RunLog
 
 
-def run_training(config: Config, process: Process, resume: str | None = None) -> None:
+def run_training(config: Config, process: Process, resume: str | None = None) -> bool:
     """Train as `config` says, evaluate, and print the table; every process of the run calls this.
 
     Args:
-        resume: None for a new run; "auto" to go on from the newest checkpoint in the run folder, or to start if there
-            is none; or the path of a checkpoint. What the folder holds of later steps is removed.
+        resume: None for a new run, or one that goes on without being asked (see `resuming.what_to_resume`); "auto" to go
+            on from the newest checkpoint in the run folder, or to start if there is none; or the path of a checkpoint.
+            What the folder holds of later steps is removed.
+
+    Returns:
+        Whether the run is complete: False if a process was asked to stop (see `preemption`) and it can be gone on with.
 
     Raises:
         ConfigError: the run folder holds another run, or the configuration does not fit data, machine or checkpoint.
         DataError, CheckpointError, FloatingPointError: with what is wrong, where, and what to do.
     """
+    stop = StopRequest()
+    with Lease(Path(config.output), job=elastic_job(), on_loss=stop.ask) as lease:
+        state = on_rank_zero(process, partial(_claim, lease, config, resume))
+        _set_seed(config)
+        data = build_data(config, process)
+        evaluation = build_evaluation(config, data.val, data.classes, process)
+        run = build_run(config, data.classes, process, num_images=len(data.train.annotations.image_ids))
+        if state:
+            notes = resuming.restore(run, state, data, config)
+        else:
+            notes = [start_from(run, config.init_from, data.classes)] if config.init_from else []
+        del state  # a copy of all weights, gone before training needs the memory
+        return _run(run, config, data, evaluation, process, lease, stop, notes)
+
+
+def _claim(lease: Lease, config: Config, resume: str | None) -> dict | None:
+    """Hold the run folder; returns the state to go on from."""
     folder = Path(config.output)
-    state = on_rank_zero(process, partial(run_folder.state_to_resume, folder, resume))
-    _set_seed(config)
-    data = build_data(config, process)
-    schedule = build_schedule(config, data.stream)
-    per_pass = images_per_pass(config, process)
-    evaluation = build_evaluation(config, data.val, data.classes, process)
-    run = build_run(config, data.classes, process, num_images=len(data.train.annotations.image_ids))
-    if state:
-        notes = run_folder.restore(run, state, data, config)
-    else:
-        notes = [start_from(run, config.init_from, data.classes)] if config.init_from else []
-    del state  # a copy of all weights, gone before training needs the memory
+    find = partial(resuming.what_to_resume, folder, resume, config, elastic_job())
+    find()  # refuses at once what need not wait for the lease
+    lease.acquire()
+    return resuming.state_to_resume(folder, find())
+
+
+def _run(
+    run: Run, config: Config, data: Data, evaluation: Evaluation, process: Process, lease: Lease, stop: StopRequest,
+    notes: list[str],
+) -> bool:  # fmt: skip
+    """Train, and say and write what there is to tell; returns whether the run is complete."""
+    folder = Path(config.output)
+    schedule, per_pass = build_schedule(config, data.stream), images_per_pass(config, process)
     if process.rank == 0:
-        notes += run_folder.discard_future(folder, run.step)
+        notes += resuming.discard_future(folder, run.step)
     log = RunLog(
         folder, step=run.step, frequencies=data.classes.frequencies,
         log_every=config.train.log_every, enabled=process.rank == 0,
@@ -62,17 +78,25 @@ def run_training(config: Config, process: Process, resume: str | None = None) ->
     notes += [f"warning: {caveat}" for caveat in (*evaluation.caveats(), *_caveats(config, per_pass, process))]
     with _warnings_in(log):
         run_folder.introduce(log, config, data, run, schedule.total_steps, notes)
-        _train(run, config, data, schedule, per_pass, evaluation, process, log)
-        run_folder.conclude(log)
+        (folder / resuming.MARKER).unlink(missing_ok=True)
+        save = run_folder.Saver(run, data, config, process, lease, log)
+        with stop_on_signals(stop):
+            _train(run, config, data, schedule, evaluation, process, log, save, stop)
+            save.finish()
+        if not stop.agreed:
+            run_folder.conclude(log, run.step)
+        elif process.rank == 0:
+            resuming.mark_stopped(folder, run.step, stop.signal)
+            log.say(f"asked to stop, saved step {run.step}: the same command goes on from there")
     log.close()
+    return not stop.agreed
 
 
 def _train(
-    run: Run, config: Config, data: Data, schedule: Schedule, images_per_pass: int, evaluation: Evaluation,
-    process: Process, log: RunLog,
+    run: Run, config: Config, data: Data, schedule: Schedule, evaluation: Evaluation, process: Process, log: RunLog,
+    save: run_folder.Saver, stop: StopRequest,
 ) -> None:  # fmt: skip
     """Train to the end, with the evaluations on the way, among them one that was missed when the run was stopped."""
-    save = partial(run_folder.save, run, data, config, process)
     evaluate = partial(_evaluate, run, evaluation, log, data, config)
     every = schedule.evaluate_every
     due = run.step >= schedule.total_steps or (every and run.step > 0 and run.step % every == 0)
@@ -83,8 +107,11 @@ def _train(
     train(
         run, batches, process,
         total_steps=schedule.total_steps, learning_rate=schedule.learning_rate,
-        images_per_pass=images_per_pass, precision=config.train.precision, clip_norm=config.optimizer.clip_norm,
-        compiled=config.train.compile, log=log, save=save, evaluate=evaluate, save_every=schedule.save_every, evaluate_every=every,
+        images_per_pass=images_per_pass(config, process), precision=config.train.precision,
+        clip_norm=config.optimizer.clip_norm, compiled=config.train.compile,
+        log=log, save=save, evaluate=evaluate, save_every=schedule.save_every, evaluate_every=every,
+        stop=stop, on_nonfinite=config.train.on_nonfinite,
+        inspect=partial(run_folder.keep_sick_step, run, config, process, log),
     )  # fmt: skip
 
 

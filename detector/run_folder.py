@@ -1,100 +1,92 @@
-"""What a run leaves in its folder, and how it goes on from there."""
+"""What a run leaves in its folder."""
 
 import json
 from pathlib import Path
-from textwrap import shorten
 
 import numpy as np
 import yaml
 from PIL import Image
 from torch import nn
 
+from datasets.loader import Batch
 from losses import GradientGuidedLoss
 
-from .build import Data
-from .checkpoint import (
-    CheckpointError,
-    discard_later,
-    load_checkpoint,
-    mark_best,
-    prune,
-    save_checkpoint,
-    saved_steps,
-    step_path,
-)
+from .build_data import Data
+from .checkpoint import CheckpointError, mark_best, prune, save_checkpoint, step_path
 from .config import Config
 from .dataset_report import describe
-from .distributed import Process, barrier
+from .distributed import Process, on_rank_zero
+from .durable import write_text
 from .evaluation.metrics import line, table
+from .hosts import elastic_job
+from .lease import Lease
 from .training.engine import Run
+from .training.nonfinite import MOST_WRITTEN, NonFiniteStep, batch_content
 from .training.run_log import RunLog, environment
-from .yaml_files import ConfigError, differences
 
-_FORMAT = "longshot 1"
+FORMAT = "longshot 1"
 
 
-def state_to_resume(folder: Path, resume: str | None) -> dict | None:
-    """The content of the checkpoint to go on from, or None for a new run in a folder that is free for it."""
-    newest_first = saved_steps(folder / "checkpoints")[::-1]
-    named = resume not in (None, "auto")
-    another = resume is None or (named and Path(resume).resolve().parent != (folder / "checkpoints").resolve())
-    if another and (newest_first or (folder / "config.yaml").exists()):
-        raise ConfigError(
-            f"{folder}: holds a run already; go on with it by --resume auto, choose another folder by output=FOLDER, "
-            "or delete it"
-        )
-    if named:
-        return load_checkpoint(resume)
-    for path in newest_first:
+class Saver:
+    """Writes the checkpoints of a run. Every process has one and calls it at the same steps.
+
+    A write that fails (a full disk, say) is warned of, and the run goes on with the checkpoints that are there: it is
+    tried again at the next interval, and by `finish` for the last.
+    """
+
+    def __init__(self, run: Run, data: Data, config: Config, process: Process, lease: Lease, log: RunLog):
+        self._run, self._data, self._config = run, data, config
+        self._process, self._lease, self._log = process, lease, log
+        self._failed = False
+
+    def __call__(self) -> None:
+        """Write a checkpoint; returns when it is there, or cannot be written, in every process.
+
+        Raises ConfigError, in every process, if another run has taken the folder over.
+        """
+        self._failed = on_rank_zero(self._process, self._fails)
+
+    def finish(self) -> None:
+        """Write the last checkpoint again if it failed. Raises CheckpointError, in every process, if it still does."""
+        if self._failed:
+            on_rank_zero(self._process, self._write)
+
+    def _fails(self) -> bool:
         try:
-            return load_checkpoint(path)
+            self._write()
         except CheckpointError as error:
-            print(f"warning: {error}; trying the checkpoint before it", flush=True)
-    if newest_first:
-        raise CheckpointError(f"{folder / 'checkpoints'}: none of its {len(newest_first)} checkpoints can be read")
-    return None
+            self._log.say(
+                f"warning: no checkpoint of step {self._run.step}: {error}. Training goes on; the one before it stays"
+            )
+            return True
+        return False
+
+    def _write(self) -> None:
+        self._lease.check()
+        folder = Path(self._config.output) / "checkpoints"
+        save_checkpoint(step_path(folder, self._run.step), _content(self._run, self._data, self._config))
+        prune(folder, self._config.train.keep_checkpoints)
 
 
-def restore(run: Run, state: dict, data: Data, config: Config) -> list[str]:
-    """Put a checkpoint's state into `run`; returns a line for each option that has changed."""
-    if state.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"--resume: found format {state.get('format')!r}, expected {_FORMAT!r}: not a checkpoint of a training run. "
-            "To start from a detector's weights, set init_from"
-        )
-    theirs = state["classes"]
-    data.classes.check_same(theirs["ids"], theirs["names"], here="the training set", there="the checkpoint to resume")
-    changes = differences(state["config"], config.model_dump(mode="json"))
-    another = "--resume: the checkpoint is of another model, loss or optimizer (init_from takes the weights alone)"
-    if state["config"]["optimizer"]["name"] != config.optimizer.name:
-        raise CheckpointError(f"{another}: {'; '.join(c for c in changes if c.startswith('optimizer.'))}")
-    try:
-        run.load_state_dict(state)
-    except (RuntimeError, ValueError, KeyError) as error:
-        told = [c for c in changes if c.startswith(("model.", "loss.", "optimizer."))]
-        raise CheckpointError(f"{another}: {'; '.join([*told, shorten(str(error), 300)])}") from error
-    return [f"warning: resumed with a changed configuration: {change}" for change in changes]
-
-
-def discard_future(folder: Path, step: int) -> list[str]:
-    """Delete the checkpoints of steps after `step`, the best among them; returns a line for each."""
-    later = discard_later(folder / "checkpoints", step)
-    return [f"warning: removed {path}, since the run goes on from step {step}" for path in later]
-
-
-def save(run: Run, data: Data, config: Config, process: Process) -> None:
-    """Write a checkpoint; returns when it is there, in every process."""
+def keep_sick_step(run: Run, config: Config, process: Process, log: RunLog, step: NonFiniteStep, batch: Batch) -> None:
+    """Write down a step that is not finite: this process's batch, and on rank 0 the state that it began in."""
+    folder = Path(config.output) / "nonfinite"
+    log.say(f"warning: step {run.step} is not finite and was not taken: {step.numbers}; see {folder}")
+    if len(list(folder.glob(f"step_*_process_{process.rank}.pt"))) >= MOST_WRITTEN:
+        return
+    content = {"step": run.step, "numbers": step.numbers, "batch": batch_content(batch)}
     if process.rank == 0:
-        folder = Path(config.output) / "checkpoints"
-        save_checkpoint(step_path(folder, run.step), _content(run, data, config))
-        prune(folder, config.train.keep_checkpoints)
-    barrier()
+        content |= {"config": config.model_dump(mode="json"), "state": run.state_dict()}
+    try:
+        save_checkpoint(folder / f"step_{run.step:08d}_process_{process.rank}.pt", content)
+    except CheckpointError as error:
+        log.say(f"warning: {error}")
 
 
 def _content(run: Run, data: Data, config: Config) -> dict:
     """What a checkpoint holds: enough to go on, and enough to use the model without anything else."""
     return {
-        "format": _FORMAT,
+        "format": FORMAT,
         "config": config.model_dump(mode="json"),
         "classes": data.classes._asdict(),
         **run.state_dict(),
@@ -106,8 +98,9 @@ def introduce(log: RunLog, config: Config, data: Data, run: Run, total_steps: in
     if not log.enabled:
         return
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    (log.folder / "config.yaml").write_text(resolved, encoding="utf-8")
-    _append(log.folder / "environment.json", {"step": run.step, **environment(run.network.device)})
+    write_text(log.folder / "config.yaml", resolved)
+    here = {"step": run.step, "job": elastic_job(), **environment(run.network.device)}
+    _append(log.folder / "environment.json", here)
     log.say(resolved)
     for note in notes:
         log.say(note)
@@ -121,19 +114,20 @@ def introduce(log: RunLog, config: Config, data: Data, run: Run, total_steps: in
 def _append(path: Path, entry: dict) -> None:
     """Add an entry to a JSON list: a resumed run may go on with another commit, on another machine."""
     entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    path.write_text(json.dumps([*entries, entry], indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps([*entries, entry], indent=2) + "\n")
 
 
 def record(log: RunLog, step: int, result: dict, best_metric: str) -> None:
     """Write an evaluation down, and keep its checkpoint if it is the best so far."""
-    (log.folder / "metrics.json").write_text(json.dumps({"step": step, **result}, indent=1) + "\n", encoding="utf-8")
     log.say(f"step {step}: {line(result)}")
-    checkpoint = step_path(log.folder / "checkpoints", step)
-    best_before = max((record[best_metric] or 0.0 for record in log.evaluations().values()), default=0.0)
-    if (result[best_metric] or 0.0) >= best_before and checkpoint.exists():
-        mark_best(checkpoint)
-    # Last: a resumed run evaluates this step again unless it finds the record.
-    log.evaluation(step, {key: value for key, value in result.items() if isinstance(value, float | None)})
+    with log.best_effort():
+        write_text(log.folder / "metrics.json", json.dumps({"step": step, **result}, indent=1) + "\n")
+        checkpoint = step_path(log.folder / "checkpoints", step)
+        best_before = max((record[best_metric] or 0.0 for record in log.evaluations().values()), default=0.0)
+        if (result[best_metric] or 0.0) >= best_before and checkpoint.exists():
+            mark_best(checkpoint)
+        # Last: a resumed run evaluates this step again unless it finds the record.
+        log.evaluation(step, {key: value for key, value in result.items() if isinstance(value, float | None)})
 
 
 def tell_gradient_ratio(log: RunLog, classification: nn.Module) -> None:
@@ -148,16 +142,22 @@ def tell_gradient_ratio(log: RunLog, classification: nn.Module) -> None:
 def show(log: RunLog, step: int, picture: np.ndarray) -> None:
     """Keep an (H, W, 3) uint8 picture of detections, as a file and in TensorBoard."""
     path = log.folder / "pictures" / f"step_{step:08d}.png"
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(picture).save(path)
+    with log.best_effort():
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(path)
     log.picture(step, "detections", picture)
 
 
-def conclude(log: RunLog) -> None:
+def conclude(log: RunLog, step: int) -> None:
     """The last words: the table, a picture to look at, the command that shows the curves."""
     if not log.enabled:
         return
-    log.say(f"\n{table(json.loads((log.folder / 'metrics.json').read_text(encoding='utf-8')))}")
+    path = log.folder / "metrics.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if result.get("step") != step:
+        log.say(f"warning: {path} could not be written; tools/eval.py scores the checkpoint of step {step}")
+        return
+    log.say(f"\n{table(result)}")
     pictures = sorted((log.folder / "pictures").glob("*.png"))
     if pictures:
         log.say(f"detections beside ground truth: {pictures[-1]}")

@@ -9,12 +9,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before inst
 from detector.config import load_config
 from detector.distributed import process_group
 from detector.errors import readable_errors
+from detector.hosts import elastic_job
+from detector.preemption import STOPPED
 from detector.run import run_training
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog="example: tools/train.py --config configs/quickstart.yaml"
+        description=__doc__,
+        epilog="example: tools/train.py --config configs/quickstart.yaml. SIGTERM and SIGUSR1 save and stop, with exit code "
+        f"{STOPPED} (under torchrun: 0, and preempted.json in the run folder); the same command then goes on.",
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML file")
     parser.add_argument(
@@ -25,7 +29,9 @@ def main() -> None:
     with readable_errors():
         config = load_config(arguments.config, arguments.overrides)
         with process_group(config.device) as process:
-            run_training(config, process, arguments.resume)
+            complete = run_training(config, process, arguments.resume)
+    if not complete and elastic_job() is None:
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

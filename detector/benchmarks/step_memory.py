@@ -73,6 +73,12 @@ class StepMemory(NamedTuple):
         """The most that was resident at once."""
         return max(usage.peak for usages in [{"": self.built}, *self.steps] for usage in usages.values())
 
+    @property
+    def peak_of_tensors(self) -> int:
+        """The peak without what is resident at the end beyond weights, gradients and momentum: libraries, freed blocks."""
+        staying = sum(self.tensors[name] for name in ("weights", "gradients of weights", "momentum"))
+        return self.peak - (self.steps[-1][END].after - staying)
+
 
 def step_config(*, backbone: str, num_anchors: int) -> Config:
     """A RetinaNet with square anchors and Equalized Focal Loss. Raises ConfigError for an unknown backbone."""
@@ -136,7 +142,7 @@ def _batch(size: tuple[int, int], num_classes: int, multiple: int, *, num_object
     targets = Targets(boxes, torch.randint(num_classes, (num_objects,)), torch.zeros(0, 4))
     image = torch.randint(256, (3, height, width), dtype=torch.uint8)
     padded = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
-    return Batch([image], [targets], [0], [0], [size], padded)
+    return Batch([image], [targets], [0], [0], [size], [padded])
 
 
 def _watch(run: Run, meter: Meter) -> None:
@@ -190,6 +196,15 @@ def table(measured: StepMemory) -> str:
         cells = (f"{u.change / mb:>+18.0f}{u.after / mb:>8.0f}{u.peak / mb:>8.0f}" for u in usages)
         lines.append(f"{name:38}" + "".join(cells))
     return "\n".join(lines)
+
+
+def comparison(measured: StepMemory, planned: int) -> str:
+    """The memory of tensors as planned, bytes at the peak, beside what was measured."""
+    found = measured.peak_of_tensors
+    return (
+        f"tensors, as tools/plan.py counts them: {planned / memory.MB:.0f} MB; measured: {found / memory.MB:.0f} MB; "
+        f"difference {planned / found - 1:+.1%}"
+    )
 
 
 def target(measured: StepMemory) -> str:

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 import platform
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from datasets.loader import Batch
 from losses import GradientGuidedLoss
 
+from ..durable import append_text, write_text
 from ..progress import progress_bar
 
 _QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
@@ -28,6 +29,8 @@ _QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 
 class RunLog:
     """Writes into the run folder and to the terminal; does nothing on ranks other than 0.
+
+    A disk that is full is no reason to stop: what cannot be written is missing, and the terminal says so.
 
     Args:
         folder: of the run; `metrics.jsonl` is cut back to `step`, so that a resumed run leaves no step twice.
@@ -53,8 +56,18 @@ class RunLog:
         if self.enabled:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
-            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            with self.best_effort():
+                append_text(self.folder / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    @contextmanager
+    def best_effort(self) -> Iterator[None]:
+        """Warn in the terminal of files that the block cannot write, and go on."""
+        try:
+            yield
+        except OSError as error:
+            tqdm.write(
+                f"warning: {error.filename or self.folder}: cannot be written: {error.strerror}", file=sys.stdout
+            )
 
     def progress(self, batches: Iterable[Batch], *, first: int, total: int) -> Iterator[Batch]:
         """The batches, with a bar that counts steps from `first` to `total`; measures the wait for data."""
@@ -107,7 +120,8 @@ class RunLog:
     def picture(self, step: int, tag: str, image: np.ndarray) -> None:
         """Show an (H, W, 3) uint8 picture in TensorBoard."""
         if self.enabled:
-            self.writer.add_image(tag, image, step, dataformats="HWC")
+            with self.best_effort():
+                self.writer.add_image(tag, image, step, dataformats="HWC")
 
     def by_group(self, name: str, per_class: np.ndarray) -> dict[str, float]:
         """Quantiles of a (K,) array over the classes of each frequency group, as `name/r/median` and so on."""
@@ -120,17 +134,19 @@ class RunLog:
     def close(self) -> None:
         """Write out what TensorBoard still holds back."""
         if self.enabled:
-            self.writer.close()
+            with self.best_effort():
+                self.writer.close()
 
     def _record(self, step: int, kind: str, numbers: dict[str, float | None]) -> None:
         # JSON has no infinity: the norm of a gradient that overflowed in fp16.
         numbers = {name: v if v is not None and math.isfinite(v) else None for name, v in numbers.items()}
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "kind": kind, **numbers}) + "\n")
-        for name, value in numbers.items():
-            if value is not None:
-                self.writer.add_scalar(f"{kind}/{name}", value, step)
-        self.writer.flush()
+        with self.best_effort():
+            append_text(self.folder / "metrics.jsonl", json.dumps({"step": step, "kind": kind, **numbers}) + "\n")
+        with self.best_effort():
+            for name, value in numbers.items():
+                if value is not None:
+                    self.writer.add_scalar(f"{kind}/{name}", value, step)
+            self.writer.flush()
 
     def _records(self) -> list[dict]:
         path = self.folder / "metrics.jsonl"
@@ -140,9 +156,7 @@ class RunLog:
 
     def _cut_back(self, step: int) -> None:
         kept = [json.dumps(record) + "\n" for record in self._records() if record["step"] <= step]
-        temporary = self.folder / "metrics.jsonl.tmp"
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self.folder / "metrics.jsonl")
+        write_text(self.folder / "metrics.jsonl", "".join(kept))
 
 
 def environment(device: torch.device) -> dict[str, str | int | bool | None]:

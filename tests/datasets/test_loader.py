@@ -1,4 +1,6 @@
+import os
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -7,9 +9,9 @@ from PIL import Image
 
 from datasets import DataError, read_annotations
 from datasets.augmentation import Augmentation, ColorJitter, Crop, LargeScaleJitter, MixUp, Mosaic
-from datasets.loader import DetectionDataset, evaluation_loader, padded_size, training_loader
+from datasets.loader import DetectionDataset, _outlive_termination, evaluation_loader, padded_size, training_loader
 from datasets.samplers import TrainingStream, repeat_factors
-from datasets.transforms import View
+from datasets.transforms import View, apply_view
 
 OPTIONS = {"short_sides": (24, 32, 40), "long_side": 64, "flip": 0.5, "pad_multiple": 16, "seed": 3}
 AUGMENTED = Augmentation(LargeScaleJitter(size=(64, 64)), Crop(), ColorJitter(hue=0.1), Mosaic(size=(48, 80)), MixUp())
@@ -74,6 +76,39 @@ def test_empty_images_can_be_left_out(write, content, image_folder):
     assert batch.image_ids == annotations.image_ids[batch.image_indices].tolist()
 
 
+def test_legacy_dataset_scales_the_first_and_the_last_pixel(write, content, image_folder):
+    dataset = DetectionDataset(read_annotations(write(content)), image_folder, legacy_offset=True)
+    _, targets = dataset.read(1, View((120, 80), flip=False))  # 4 … 13 and 6 … 17, scaled by 2
+    assert targets.boxes.tolist() == [[8, 12, 27, 35]]
+    assert targets.ignore_boxes.tolist() == [[40, 60, 79, 119]]
+
+
+def test_thin_objects_are_no_targets_in_a_legacy_dataset(write, content, image_folder):
+    boxes = {101: [10, 5, 1, 10], 100: [0, 0, 30, 0.5], 102: [4, 6, 10, 1.5]}  # 101 is not alone in its image
+    for annotation in content["annotations"]:
+        annotation["bbox"] = boxes.get(annotation["id"], annotation["bbox"])
+    annotations = read_annotations(write(content))
+    legacy = DetectionDataset(annotations, image_folder, keep_empty=False, legacy_offset=True)
+    assert annotations.image_ids[legacy.image_indices].tolist() == [2, 5, 90]
+    assert [array.tolist() for array in legacy.learned_objects()] == [[1, 0, 2, 1], [0, 1, 2, 2]]
+    assert legacy.read(2, View((60, 160), flip=False))[1].labels.tolist() == [1]
+    ours = DetectionDataset(annotations, image_folder, keep_empty=False)
+    assert annotations.image_ids[ours.image_indices].tolist() == [2, 5, 11, 90]
+    assert ours.read(3, View((60, 160), flip=False))[1].labels.tolist() == [2, 1]
+    everything = DetectionDataset(annotations, image_folder, legacy_offset=True)
+    assert len(everything) == 5
+    assert len(everything.read(3, View((40, 60), flip=False))[1].labels) == 0
+
+
+def test_dataset_resizes_with_antialiasing_unless_told_not_to(write, content, image_folder):
+    annotations, view = read_annotations(write(content)), View((15, 10), flip=False)
+    for antialias in (True, False):
+        dataset = DetectionDataset(annotations, image_folder, antialias=antialias)
+        with Image.open(image_folder / "5.png") as image:
+            expected, _ = apply_view(np.asarray(image), np.zeros((0, 4)), view, antialias=antialias)
+        assert torch.equal(dataset.read(1, view)[0], expected)
+
+
 def test_learned_objects_feed_repeat_factors(dataset):
     factors = repeat_factors(*dataset.learned_objects(), num_images=len(dataset), threshold=0.8)
     # Classes 0 and 1 are in 2 of 5 images, class 2 in one; image 2 is empty.
@@ -135,6 +170,36 @@ def test_padded_size_holds_the_largest_image_of_the_step(dataset):
         width = max(image.shape[2] for image in batch.images)
         assert batch.padded_size == (-(-height // 16) * 16, -(-width // 16) * 16)
     assert padded_size([(30, 64), (33, 20)], 32) == (64, 64)
+
+
+@pytest.mark.parametrize(("per_pass", "world_size"), [(2, 1), (1, 2), (2, 2), (1, 4)])
+def test_images_padded_together_have_the_size_of_their_largest_whatever_the_passes_and_processes(
+    dataset, per_pass, world_size
+):
+    options = {**OPTIONS, "start_step": 0, "num_steps": 4, "pad_together": 2, "images_per_pass": per_pass}
+    stream, padded = _stream(dataset), {}
+    for rank in range(world_size):
+        for step, batch in enumerate(training_loader(dataset, stream, **options, world_size=world_size, rank=rank)):
+            share = [i for i in range(8) if i // per_pass % world_size == rank]
+            for i, image, size in zip(share, batch.images, batch.padded_sizes, strict=True):
+                padded[step, i] = (tuple(image.shape[1:]), size)
+    assert len(padded) == 32
+    for (step, i), (_, size) in padded.items():
+        pair = [padded[step, i - i % 2][0], padded[step, i - i % 2 + 1][0]]
+        assert size == padded_size(pair, 16)
+    assert len({size for (step, _), (_, size) in padded.items() if step == 0}) > 1
+
+
+def test_images_of_several_padded_sizes_have_no_common_one(dataset):
+    (batch,) = training_loader(
+        dataset, _stream(dataset), **OPTIONS, start_step=0, num_steps=1, pad_together=2, images_per_pass=2
+    )
+    with pytest.raises(ValueError, match="too many values"):
+        _ = batch.padded_size
+    with pytest.raises(ValueError, match="pad_together 2 is not a multiple of 4 images per pass"):
+        training_loader(
+            dataset, _stream(dataset), **OPTIONS, start_step=0, num_steps=1, pad_together=2, images_per_pass=4
+        )
 
 
 def test_augmentation_is_seen_in_the_batches(dataset):
@@ -237,3 +302,13 @@ def test_many_images_in_a_batch_do_not_use_up_open_files(dataset):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert len(kept) == 4
+
+
+def test_a_worker_ignores_the_first_sigterm_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        _outlive_termination(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)

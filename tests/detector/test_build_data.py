@@ -22,6 +22,13 @@ def processes(world_size, rank=0):
 # ------------------------------------------------------------------------------------------------------ passes and batches
 
 
+def test_a_pass_of_several_padded_sizes_is_refused():
+    config = parse_config({"data": {"pad_together": 1}, "train": {"batch_size": 4}})
+    with pytest.raises(ConfigError, match=r"pad_together 1 is not a multiple of 2 .* set train.images_per_pass=1"):
+        images_per_pass(config, processes(2))
+    assert images_per_pass(config, processes(4)) == 1
+
+
 @pytest.mark.parametrize(
     ("batch", "per_pass", "world", "expected"), [(16, None, 1, 16), (16, None, 4, 4), (16, 2, 4, 2), (16, 16, 1, 16)]
 )

@@ -30,7 +30,7 @@ def batch_of(image, *, padded_size, boxes=(), ignore_boxes=()):
         return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
 
     targets = Targets(tensor(boxes), torch.zeros(len(boxes), dtype=torch.int64), tensor(ignore_boxes))
-    return Batch([image], [targets], [0], [17], [tuple(image.shape[1:])], padded_size)
+    return Batch([image], [targets], [0], [17], [tuple(image.shape[1:])], [padded_size])
 
 
 def test_description_counts_images_objects_and_classes(data):
@@ -96,7 +96,7 @@ def test_sheet_hatches_ignore_regions_only():
 def test_sheet_holds_the_first_images_of_several_batches(count, rows):
     image = torch.zeros((3, 400, 400), dtype=torch.uint8)
     one = batch_of(image, padded_size=(400, 400))
-    three = Batch([image] * 3, one.targets * 3, [0] * 3, [1, 2, 3], [(400, 400)] * 3, (400, 400))
+    three = Batch([image] * 3, one.targets * 3, [0] * 3, [1, 2, 3], [(400, 400)] * 3, [(400, 400)] * 3)
     read = []
 
     def batches():

@@ -5,13 +5,16 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from detector import distributed
-from detector.build import build_data, build_run, build_training_loader
+from detector.build import build_run
+from detector.build_data import build_data, build_training_loader
 from detector.checkpoint import load_checkpoint, network_weights, step_path
 from detector.distributed import process_group
 from detector.inference import load_model
@@ -182,7 +185,7 @@ def test_statistics_of_batch_norm_are_the_same_on_all_ranks_when_evaluating(two_
 
 
 def test_all_ranks_raise_when_a_loss_is_not_finite(two_processes):
-    texts = [told for kind, told in errors(two_processes, 0) + errors(two_processes, 1) if kind == "FloatingPointError"]
+    texts = [told for kind, told in errors(two_processes, 0) + errors(two_processes, 1) if kind == "NonFiniteStep"]
     assert len(texts) == 2
     assert "Process 0 had the images" in texts[0]
     assert "Process 1 had the images" in texts[1]
@@ -219,6 +222,30 @@ def variables(monkeypatch):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
+
+
+def test_a_restart_finds_nothing_of_the_processes_before_it_in_the_store_of_torchrun():
+    shared, corners = torch.distributed.HashStore(), []
+    for attempt in ("first", "second"):
+        with ThreadPoolExecutor(3) as pool:
+            corners.append(list(pool.map(lambda rank: distributed._fresh(shared, rank, 3), range(3))))
+        assert not any(corner.check(["address of 1"]) for corner in corners[-1])
+        corners[-1][1].set("address of 1", attempt)
+    for attempt, (zero, _, two) in zip(("first", "second"), corners, strict=True):
+        assert zero.get("address of 1") == two.get("address of 1") == attempt.encode()
+
+
+def test_a_process_that_died_while_it_came_does_not_keep_the_next_waiting():
+    shared = torch.distributed.HashStore()
+    shared.set("word of 1", "of the dead")
+    with ThreadPoolExecutor(2) as pool:
+        zero = pool.submit(distributed._fresh, shared, 0, 2)
+        while not shared.check(["name for of the dead"]):
+            time.sleep(0.001)
+        assert not zero.done()
+        one = distributed._fresh(shared, 1, 2)
+    one.set("x", "1")
+    assert zero.result().get("x") == b"1"
 
 
 def test_without_torchrun_a_process_is_alone(variables):

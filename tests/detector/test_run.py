@@ -305,9 +305,9 @@ def test_a_process_killed_while_it_writes_a_checkpoint_goes_on(make_config, cpu,
     script = (
         "import json, os, signal, sys, torch; from detector import checkpoint; from detector.config import parse_config;"
         "from detector.distributed import process_group; from detector.run import run_training;"
-        "fsync, calls = os.fsync, [];"
-        "os.fsync = lambda file: calls.append(fsync(file)) if not calls else os.kill(os.getpid(), signal.SIGKILL);"
-        "config = parse_config(json.loads(sys.argv[1])); torch.set_num_threads(1)\n"
+        "from pathlib import Path; config = parse_config(json.loads(sys.argv[1])); torch.set_num_threads(1);"
+        "fsync, fourth = os.fsync, lambda: list(Path(config.output, 'checkpoints').glob('step_00000004.pt.*.tmp'));"
+        "os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL) if fourth() else fsync(file)\n"
         "with process_group('cpu') as process: run_training(config, process)"
     )
     done = subprocess.run(
@@ -330,7 +330,7 @@ def test_a_truncated_checkpoint_falls_back_to_the_one_before(make_config, cpu, t
     path = step_path(tmp_path / "checkpoints", 4)
     path.write_bytes(path.read_bytes()[:1000])
     run_training(config, cpu, resume="auto")
-    assert f"warning: {path}: not a readable checkpoint" in capsys.readouterr().out
+    assert f"warning: {path}: truncated: it ends after 1,000 bytes" in capsys.readouterr().out
     assert_same_run(uninterrupted("efl-ema"), tmp_path)
 
 

@@ -1,11 +1,15 @@
 """tools/train.py: what a run leaves behind, resuming, torchrun, and what it says to bad input."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
 from PIL import Image
+
+from detector.training import engine
 
 
 def training_losses(folder):
@@ -110,6 +114,25 @@ def test_bad_arguments_give_one_line(call, is_error, write_config, tmp_path, arg
     write_config(tmp_path)
     assert is_error(call("train", "--config", "tiny.yaml", *arguments, cwd=tmp_path), *texts)
     assert not (tmp_path / "runs").exists(), "a run that never started left a folder which the next one stumbles over"
+
+
+@pytest.mark.parametrize(("under_torchrun", "code"), [(False, 75), (True, 0)])
+def test_a_run_that_is_asked_to_stop_says_so_by_its_exit_code(
+    call, write_config, tmp_path, monkeypatch, under_torchrun, code
+):
+    def asked(run, *args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return optimize(run, *args, **options)
+
+    write_config(tmp_path)
+    optimize = engine.optimize
+    if under_torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr(engine, "optimize", asked)
+    done = call("train", "--config", "tiny.yaml", cwd=tmp_path)
+    assert done.code == code
+    assert done.out.splitlines()[-1] == "asked to stop, saved step 1: the same command goes on from there"
+    assert json.loads((tmp_path / "runs" / "tiny" / "preempted.json").read_text())["signal"] == "SIGTERM"
 
 
 def test_missing_config_is_named(call, is_error, tmp_path):

@@ -2,7 +2,6 @@ import itertools
 import mmap
 
 import pytest
-import torch
 
 from detector.benchmarks import memory, step_memory
 from detector.benchmarks.step_memory import Meter, StepMemory, Usage
@@ -85,3 +84,11 @@ def test_step_target_by_hand():
 
     assert target(7_999_999_999) == "target: peak under 8 GB: 8.00 GB, in step 2, logits: met"
     assert target(8_000_000_000).endswith(": NOT met")
+
+
+def test_peak_of_tensors_leaves_out_what_libraries_keep():
+    last = {step_memory.LOGITS: Usage(0, 500, 900), step_memory.END: Usage(0, 700, 710)}
+    staying = {"weights": 200, "gradients of weights": 150, "momentum": 150, "logits": 99}
+    measured = StepMemory(100, Usage(), [{}, last], [1.0, 1.0], staying, (1, 1), (32, 32))
+    assert measured.peak_of_tensors == 700  # 200 of the 700 at the end are no tensors
+    assert step_memory.comparison(measured, 770).endswith("difference +10.0%")

@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 from torch.amp import GradScaler
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from detector.model.backbone import resnet
+from detector.preemption import StopRequest
 from detector.training.engine import train
 from detector.training.run_log import RunLog
 from losses import EqualizedFocalLoss
@@ -80,6 +82,35 @@ def test_accumulated_passes_equal_the_big_batch(start, steps, tmp_path, norm, lo
         assert apart < 1e-3 * moved
         for name, value in efl_after[4].items():
             torch.testing.assert_close(efl_after[per_pass][name], value, rtol=1e-3, atol=0)
+
+
+def test_each_pass_has_its_own_padded_size(start, steps):
+    _, (batch, *_) = start()
+    sizes = [(128, 64 + 32 * i) for i in range(len(batch.images))]
+    narrow = [image[:, :, :64].contiguous() for image in batch.images]
+    targets = [target._replace(boxes=target.boxes.clamp(max=64)) for target in batch.targets]
+    batch = batch._replace(images=narrow, targets=targets, padded_sizes=sizes)
+    (whole,) = steps(start()[0], [batch], images_per_pass=1)
+    alone = []
+    for i in range(len(narrow)):
+        one = type(batch)(*(column[i : i + 1] for column in batch))
+        alone += steps(start()[0], [one])
+    assert sum(numbers["positives"] for numbers in alone) == whole["positives"]
+    for loss in ("classification", "box"):
+        total = sum(numbers[loss] * max(1, numbers["positives"]) for numbers in alone)
+        assert whole[loss] == pytest.approx(total / whole["positives"], rel=1e-5)
+
+
+def test_logits_are_gone_while_the_layers_below_the_head_go_backward(start, steps):
+    run, batches = start()
+    logits, gone = [], []
+    run.network.head.register_forward_hook(
+        lambda head, inputs, outputs: logits.extend(StorageWeakRef(level.untyped_storage()) for level in outputs.logits)
+    )
+    first = next(parameter for parameter in run.network.parameters() if parameter.requires_grad)
+    first.register_hook(lambda gradient: gone.append([level.expired() for level in logits]))
+    steps(run, batches[:1])
+    assert gone == [[True] * 3]
 
 
 def test_numbers_of_a_step_add_up(start, steps):
@@ -281,6 +312,7 @@ def test_what_is_evaluated_is_saved_first_and_the_end_always_is(start, cpu, tmp_
     train(
         run, [*batches, *batches[:3]], cpu, **FP32, compiled=False, total_steps=7, learning_rate=learning_rate, log=log,
         save=lambda: events.append(f"save {run.step}"), evaluate=evaluate, save_every=2, evaluate_every=3,
+        stop=StopRequest(),
     )  # fmt: skip
     assert ", ".join(events) == ("save 2, save 3, evaluate 3, save 4, save 6, evaluate 6, save 7, evaluate 7")
     assert rates == list(range(7))

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.amp import GradScaler
 
-from detector.build import build_data, build_run
+from detector.build import build_run
+from detector.build_data import build_data
 from detector.config import parse_config
 from detector.distributed import Process
 from detector.training.engine import optimize, parallel

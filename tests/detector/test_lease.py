@@ -1,0 +1,200 @@
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, replace
+
+import pytest
+
+from detector.hosts import birth, elastic_job, host, machine
+from detector.lease import Holder, Lease
+from detector.yaml_files import ConfigError
+
+ME = Holder(None, host(), machine(), os.getpid(), birth(os.getpid()))
+FAR = replace(ME, host="node7", machine="node7 and its boot")
+
+
+@pytest.fixture
+def lease(tmp_path):
+    """(folder in it, options) -> a Lease with a quick heart."""
+    open_leases = []
+
+    def make(folder="run", *, job=None, on_loss=lambda: None, heartbeat=0.05, stale=60.0):
+        made = Lease(tmp_path / folder, job=job, on_loss=on_loss, heartbeat=heartbeat, stale=stale)
+        open_leases.append(made)
+        return made
+
+    yield make
+    for made in open_leases:
+        made.__exit__()
+
+
+def leave(folder, holder, number=1):
+    """The lease of another process."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"lease_{number:08d}.json"
+    path.write_text(json.dumps(asdict(holder)))
+    return path
+
+
+def held(folder):
+    """Number and holder of all leases."""
+    return {int(p.stem[-8:]): Holder(**json.loads(p.read_text())) for p in folder.glob("lease_*.json")}
+
+
+def until(condition):
+    """Wait for something that another thread does."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_lease_names_its_holder_and_goes_with_it(lease, tmp_path):
+    with lease() as ours:
+        ours.acquire()
+        assert held(tmp_path / "run") == {1: ME}
+        (tmp_path / "run" / "config.yaml").write_text("")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+
+
+def test_a_run_that_never_began_leaves_no_folder(lease, tmp_path):
+    with lease("runs/new/run") as ours:
+        ours.acquire()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_run_is_refused_at_once(lease, tmp_path):
+    lease().acquire()
+    told = rf"run: held by another run: process {os.getpid()} on {host()} is alive.* or choose another folder by output=FOLDER"
+    with pytest.raises(ConfigError, match=told):
+        lease().acquire()
+    assert held(tmp_path / "run") == {1: ME}
+
+
+def test_a_run_that_died_on_this_machine_is_followed_at_once(lease, tmp_path):
+    zombie = subprocess.Popen([sys.executable, "-c", ""])
+    until(lambda: birth(zombie.pid) == "")  # dead, but nobody has asked for its exit code
+    leave(tmp_path / "run", replace(ME, pid=zombie.pid, birth="123"), number=4)
+    lease().acquire()
+    assert held(tmp_path / "run") == {5: ME}
+    zombie.wait()
+
+
+def test_a_later_process_with_the_same_id_is_another(lease, tmp_path):
+    leave(tmp_path / "run", replace(ME, birth="123"))
+    lease().acquire()
+    assert held(tmp_path / "run") == {2: ME}
+
+
+def test_a_run_that_lives_on_another_machine_is_not_followed(lease, tmp_path):
+    path, over = leave(tmp_path / "run", FAR), threading.Event()
+
+    def live():
+        while not over.wait(0.05):
+            path.touch()
+
+    heart = threading.Thread(target=live)
+    heart.start()
+    try:
+        with pytest.raises(
+            ConfigError, match=r"held by another run: process \d+ on node7 has just given a sign of life"
+        ):
+            lease().acquire()
+    finally:
+        over.set()
+        heart.join()
+    assert held(tmp_path / "run") == {1: FAR}
+
+
+def test_a_run_that_died_on_another_machine_is_followed_when_its_lease_is_stale(lease, tmp_path, capsys):
+    path = leave(tmp_path / "run", FAR)
+    begin = path.stat().st_mtime
+    lease(stale=0.4).acquire()
+    assert time.time() - begin >= 0.4
+    assert "held by process" in capsys.readouterr().out
+    assert held(tmp_path / "run") == {2: replace(ME)}
+
+
+def test_the_clock_of_this_machine_does_not_matter(lease, tmp_path, monkeypatch):
+    path = leave(tmp_path / "run", FAR)
+    os.utime(path, (0, 0))  # long ago by the clock of the file system
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    lease().acquire()
+    assert held(tmp_path / "run") == {2: ME}
+
+
+def test_the_same_job_takes_over_at_once_wherever_it_goes_on(lease, tmp_path):
+    leave(tmp_path / "run", replace(FAR, job="job 7"))
+    lease(job="job 7").acquire()
+    assert held(tmp_path / "run") == {2: replace(ME, job="job 7")}
+
+
+def test_no_job_is_no_name(lease, tmp_path):
+    leave(tmp_path / "run", FAR)
+    begin = time.monotonic()
+    lease(stale=0.3).acquire()
+    assert time.monotonic() - begin > 0.1
+
+
+def test_a_holder_gives_signs_of_life(lease, tmp_path):
+    lease().acquire()
+    path = tmp_path / "run" / "lease_00000001.json"
+    os.utime(path, (0, 0))
+    until(lambda: path.stat().st_mtime > 1)
+
+
+def test_a_holder_learns_that_it_was_taken_over_and_writes_nothing_more(lease, tmp_path):
+    told = threading.Event()
+    ours = lease(on_loss=told.set)
+    ours.acquire()
+    ours.check()
+    leave(tmp_path / "run", FAR, number=2)
+    assert told.wait(20)
+    with pytest.raises(ConfigError, match=r"run: taken over by process \d+ on node7; this process writes nothing more"):
+        ours.check()
+
+
+def test_a_check_needs_no_heartbeat(lease, tmp_path):
+    ours = lease(heartbeat=1000.0)
+    ours.acquire()
+    (tmp_path / "run" / "lease_00000001.json").unlink()
+    with pytest.raises(ConfigError, match="run: its lease is gone"):
+        ours.check()
+
+
+def test_of_many_that_want_to_follow_one_does(lease, tmp_path):
+    leave(tmp_path / "run", replace(ME, birth="123"))
+    refused, begin = [], threading.Barrier(8)
+
+    def follow(contender):
+        begin.wait()
+        try:
+            contender.acquire()
+        except ConfigError:
+            refused.append(contender)
+
+    threads = [threading.Thread(target=follow, args=(lease(),)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 7
+    assert held(tmp_path / "run") == {2: ME}
+
+
+def test_a_folder_that_cannot_be_made_is_told(lease, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/run: Not a directory; the run folder must be writable"):
+        lease("file/run").acquire()
+
+
+def test_a_job_is_named_by_torchruns_id_or_by_torchrun_itself(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert elastic_job() is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "4711")
+    assert elastic_job() == "4711"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # without --rdzv-id
+    assert elastic_job() == f"torchrun {os.getppid()} {birth(os.getppid())} on {machine()}"

@@ -1,0 +1,173 @@
+"""Two processes that stop together: on request, for a number that is not finite, and when one of them dies."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from detector.benchmarks.soak import compare
+from detector.checkpoint import load_checkpoint, saved_steps
+
+ROOT = Path(__file__).parents[2]
+
+# Each process does one job after the other, given by the configuration of a run and what happens to which rank in which
+# step: a signal, or a value let in at a place. The last job ends with the death of rank 1, and rank 0 asked to stop.
+PROCESS = """
+import copy, json, math, os, signal, sys
+from pathlib import Path
+import torch
+from detector.config import parse_config
+from detector.distributed import process_group
+from detector.run import run_training
+from detector.training import engine
+from detector.training.nonfinite import NonFiniteStep
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+optimize = engine.optimize
+
+def spoil(tensor):
+    spoiled = tensor.clone()
+    spoiled[-1] = math.nan
+    return spoiled
+
+def flat(run):
+    state = {k: v for k, v in run.state_dict().items() if k not in ("scaler", "random", "optimizer", "step")}
+    moments = [v for p in run.optimizer.state_dict()["state"].values() for v in p.values()]
+    return copy.deepcopy([v for part in state.values() if isinstance(part, dict) for v in part.values()] + moments)
+
+def let_in(run, place):
+    network = run.network
+    if place == "pixels":
+        preprocess = network.preprocess
+        network.preprocess = lambda *inputs: spoil(preprocess(*inputs))
+        return lambda: delattr(network, "preprocess")
+    if place in ("classification", "box"):
+        criterion, forward = run.criterion, run.criterion.forward
+        criterion.forward = lambda *inputs: {k: v + math.nan * (k == place) for k, v in forward(*inputs).items()}
+        return lambda: delattr(criterion, "forward")
+    if place == "trunk":
+        return network.backbone.layer2.register_forward_hook(lambda module, inputs, output: spoil(output)).remove
+    if place in ("logits", "deltas"):
+        def change(module, inputs, output):
+            levels = getattr(output, place)
+            return output._replace(**{place: [spoil(levels[0]), *levels[1:]]})
+        return network.head.register_forward_hook(change).remove
+    if place == "gradient":
+        return network.head.logits.weight.register_hook(spoil).remove
+    assert place == "gradient after the all-reduce"  # as memory that fails on one machine would have it
+    clip = torch.nn.utils.clip_grad_norm_
+    def spoiled(parameters, norm):
+        parameters[3].grad[-1] = math.nan
+        return clip(parameters, norm)
+    torch.nn.utils.clip_grad_norm_ = spoiled
+    return lambda: setattr(torch.nn.utils, "clip_grad_norm_", clip)
+
+with process_group("cpu") as process:
+    for number, (values, happens) in enumerate(json.loads((folder / "jobs.json").read_text())):
+        told = []
+
+        def eventful(run, *args, **options):
+            mine = [what for step, rank, what in happens if step == run.step + 1 and rank == process.rank]
+            undo = [let_in(run, what) for what in mine if not what.startswith("SIG")]
+            for what in mine:
+                if what.startswith("SIG"):
+                    os.kill(os.getpid(), getattr(signal, what))
+            before = flat(run)
+            try:
+                return optimize(run, *args, **options)
+            except NonFiniteStep:
+                same = all(torch.equal(a, b) for a, b in zip(before, flat(run), strict=True))
+                told.append([run.step + 1, same])
+                raise
+            finally:
+                for remove in undo:
+                    remove()
+
+        engine.optimize = eventful
+        complete = run_training(parse_config(values), process)
+        told.append(complete)
+        (folder / f"job_{number}_of_{process.rank}.json").write_text(json.dumps(told))
+"""
+
+PLACES = ["pixels", "trunk", "logits", "deltas", "classification", "box", "gradient", "gradient after the all-reduce"]
+EVERYTHING = {"model": {"backbone": {"norm": "bn"}}, "train": {"ema_decay": 0.9, "on_nonfinite": "skip"}}
+
+
+@pytest.fixture(scope="module")
+def done(make_config, tmp_path_factory):
+    """The folder of what two processes have done, and how they ended."""
+    folder = tmp_path_factory.mktemp("two processes")
+    asked = make_config(folder / "asked"), [(3, 1, "SIGUSR1")]
+    sick = make_config(folder / "sick", {**EVERYTHING, "schedule": {"length": 2 * len(PLACES) + 1}})
+    one_sick = [(2 * i + 2, 1 - i % 2, place) for i, place in enumerate(PLACES)]
+    dies = make_config(folder / "dies"), [(4, 0, "SIGTERM"), (4, 1, "SIGKILL")]
+    jobs = [(make_config(folder / "whole"), []), asked, (*asked[:1], []), (sick, one_sick), dies]
+    (folder / "jobs.json").write_text(json.dumps([(c.model_dump(mode="json"), happens) for c, happens in jobs]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, env={**os.environ, **here, "RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    try:
+        output = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return folder, [process.returncode for process in processes], output
+
+
+def told(done, job):
+    return [json.loads((done[0] / f"job_{job}_of_{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_both_stop_at_the_same_step_though_only_one_was_asked(done):
+    assert told(done, 0) == [[True], [True]], done[2]
+    assert told(done, 1) == [[False], [False]]
+
+
+def test_the_same_call_goes_on_and_ends_as_the_run_that_was_left_alone(done):
+    assert told(done, 2) == [[True], [True]]
+    assert not [part for part in compare(done[0] / "asked", done[0] / "whole") if part.different]
+    assert "asked to stop, saved step 3" in (done[0] / "asked" / "log.txt").read_text()
+    assert not (done[0] / "asked" / "preempted.json").exists()
+
+
+def test_what_is_not_finite_on_one_rank_is_refused_by_both_and_leaves_nothing(done):
+    expected = [[2 * i + 2, True] for i in range(len(PLACES))]
+    assert told(done, 3) == [[*expected, True], [*expected, True]]
+    last = load_checkpoint(saved_steps(done[0] / "sick" / "checkpoints")[-1])
+    assert last["skipped"] == [len(PLACES), 0]
+    state = [*last["model"].values(), *last["ema"].values(), *last["criterion"].values()]
+    assert all(torch.isfinite(value).all() for value in state)
+
+
+def test_each_rank_keeps_its_own_share_of_a_sick_batch(done):
+    files = sorted((done[0] / "sick" / "nonfinite").iterdir())
+    assert [path.name for path in files[:2]] == ["step_00000001_process_0.pt", "step_00000001_process_1.pt"]
+    first, second = (load_checkpoint(path) for path in files[:2])
+    assert len(first["batch"]["image_ids"]) == len(second["batch"]["image_ids"]) == 2
+    assert first["batch"]["image_ids"] != second["batch"]["image_ids"]
+    assert first["state"]["step"] == 1
+    assert "state" not in second
+
+
+def test_after_a_failed_collective_nothing_is_written(done):
+    folder, codes, output = done
+    assert codes[1] == -signal.SIGKILL
+    assert codes[0] not in (0, -signal.SIGTERM), output[0]
+    assert [path.name for path in saved_steps(folder / "dies" / "checkpoints")] == ["step_00000002.pt"]
+    assert not (folder / "dies" / "preempted.json").exists()
+    assert not list((folder / "dies").glob("lease*"))

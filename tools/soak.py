@@ -1,0 +1,52 @@
+"""Kill the processes of a small run at random moments under torchrun, and compare it with one that is left alone."""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
+
+from detector.benchmarks import soak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, epilog="example: tools/soak.py --kills 30")
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--processes", type=int, default=2, help="bit for bit with 1 and 2; default 2")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--folder", type=Path, help="keep both runs and what they said here; must be empty")
+    arguments = parser.parse_args()
+    if arguments.folder and arguments.folder.exists() and any(arguments.folder.iterdir()):
+        parser.error(f"--folder: {arguments.folder} is not empty")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (arguments.folder or Path(temporary)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        sys.exit(_soak(folder, arguments.kills, arguments.processes, arguments.seed))
+
+
+def _soak(folder: Path, kills: int, processes: int, seed: int) -> int:
+    """Exit code: 0 if all kills were done and nothing differs."""
+    steps = soak.STEPS_PER_KILL * (kills + 1)
+    config = soak.write_config(folder, steps)
+    alone = soak.run(config, folder / "undisturbed", processes=processes, steps=steps)
+    if alone.code:
+        print(f"the undisturbed run failed; see {folder / 'undisturbed.log'}")
+        return 1
+    killed = soak.run(config, folder / "killed", processes=processes, steps=steps, kills=kills, seed=seed)
+    print(f"{processes} processes, {steps} steps: {alone.seconds:.0f} s undisturbed, {killed.seconds:.0f} s with kills")
+    print(f"kills: {killed.kills.total()} ({', '.join(f'{n} {moment}' for moment, n in sorted(killed.kills.items()))})")
+    if killed.code:
+        print(f"torchrun ended with exit code {killed.code}; see {folder / 'killed.log'}")
+        return 1
+    differences = soak.compare(folder / "undisturbed", folder / "killed")
+    print(f"\n{'':16}{'values':>10}{'different':>12}")
+    for part, values, different in differences:
+        print(f"{part:16}{values:10,}{different:12,}")
+    different = sum(part.different for part in differences)
+    print(f"\n{killed.kills.total()} kills, {different} differences")
+    return int(different > 0 or killed.kills.total() < kills)
+
+
+if __name__ == "__main__":
+    main()
