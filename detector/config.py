@@ -186,7 +186,7 @@ class Train(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     log_every: Positive = 20  # steps
     checkpoint_every: AboveZero = 1  # in schedule.unit
-    on_nonfinite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is not finite ends the run, or is left out
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does
     keep_checkpoints: Positive = 2  # the newest, besides the best
 
 
