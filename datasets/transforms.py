@@ -83,7 +83,7 @@ def apply_view(
 
     Returns:
         (3, h, w) uint8, with the channels last in memory, and (G, 4) float32 xyxy, pixels of the resized image; boxes are
-        clipped to the crop, and those outside have no area. Each axis of the boxes is scaled by the sizes that the image
+        clipped to the crop before it is resized, and those outside have no area. Each axis of the boxes is scaled by the sizes that the image
         really has, which rounding sets a little off the nominal scale.
     """
     top, left, height, width = view.crop or Region(0, 0, *image.shape[:2])

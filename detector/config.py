@@ -109,7 +109,7 @@ class Anchors(Section):
     ratios: Annotated[tuple[AboveZero, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)  # height / width
     scales: Annotated[tuple[AboveZero, ...], Field(min_length=1)] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
     offset: Fraction = 0.5  # center in its cell: 0.5 is the middle, 0 the corner (torchvision, detectron2)
-    style: Literal["exact", "torchvision"] = "exact"
+    style: Literal["exact", "torchvision", "legacy"] = "exact"
 
 
 class Model(Section):

@@ -41,7 +41,7 @@ def what_to_resume(folder: Path, resume: str | None, config: Config, job: str | 
     refusal = f"{folder}: holds a run already; go on with it by --resume auto, choose another folder by output=FOLDER, or delete it"
     if (folder / MARKER).exists():
         before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        if not (changes := differences(before, config.model_dump(mode="json"))):
+        if not (changes := _changes(before, config)):
             return "auto"
         refusal += f". It was asked to stop, and would go on by itself if its configuration were the same: {'; '.join(changes)}"
     raise ConfigError(refusal)
@@ -75,6 +75,10 @@ def state_to_resume(folder: Path, resume: str | None) -> dict | None:
     return None
 
 
+def _changes(before: dict, config: Config) -> list[str]:
+    return differences(before, config.model_dump(mode="json"), defaults=Config().model_dump(mode="json"))
+
+
 def restore(run: Run, state: dict, data: Data, config: Config) -> list[str]:
     """Put a checkpoint's state into `run`; returns a line for each option that has changed."""
     if state.get("format") != FORMAT:
@@ -84,7 +88,7 @@ def restore(run: Run, state: dict, data: Data, config: Config) -> list[str]:
         )
     theirs = state["classes"]
     data.classes.check_same(theirs["ids"], theirs["names"], here="the training set", there="the checkpoint to resume")
-    changes = differences(state["config"], config.model_dump(mode="json"))
+    changes = _changes(state["config"], config)
     another = "--resume: the checkpoint is of another model, loss or optimizer (init_from takes the weights alone)"
     if state["config"]["optimizer"]["name"] != config.optimizer.name:
         raise CheckpointError(f"{another}: {'; '.join(c for c in changes if c.startswith('optimizer.'))}")

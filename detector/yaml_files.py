@@ -122,9 +122,15 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
     return merge(values, together)
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`section.key: old -> new` for each value in which two nested mappings differ, sorted by key."""
-    old, new = _flat(before), _flat(now)
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None
+) -> list[str]:
+    """`section.key: old -> new` for each value in which two nested mappings differ, sorted by key.
+
+    A key that `before` does not have, as it came later, has the value of `defaults` there.
+    """
+    new = _flat(now)
+    old = {key: value for key, value in _flat(defaults or {}).items() if key in new} | _flat(before)
     keys = sorted(key for key in old | new if old.get(key) != new.get(key))
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys]
 

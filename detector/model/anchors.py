@@ -23,7 +23,8 @@ class AnchorGenerator:
         scales: factors on the side.
         offset: where in its cell an anchor is centered, in strides: 0.5 is the middle, 0 the upper left corner.
         style: "torchvision" repeats the arithmetic of torchvision 0.29's RetinaNet: sides cut to integers, base anchors
-            rounded, and padded size // map size in place of the stride. Its anchors also need offset=0.
+            rounded, and padded size // map size in place of the stride. Its anchors also need offset=0. "legacy" rounds
+            the sides of the anchors of one stride before they are scaled, as py-faster-rcnn and EFL's official code do.
     """
 
     def __init__(
@@ -34,13 +35,14 @@ class AnchorGenerator:
         ratios: Sequence[float] = (0.5, 1.0, 2.0),
         scales: Sequence[float] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3)),
         offset: float = 0.5,
-        style: Literal["exact", "torchvision"] = "exact",
+        style: Literal["exact", "torchvision", "legacy"] = "exact",
     ):
         self.strides = tuple(strides)
         self.num_anchors = len(ratios) * len(scales)
         self.offset = offset
         self.style = style
-        self._base_anchors = [self._base(stride * base_size, ratios, scales) for stride in self.strides]
+        scales = [base_size * scale for scale in scales]
+        self._base_anchors = [self._base(stride, ratios, scales) for stride in self.strides]
         self._cache: dict[tuple[tuple[int, int], torch.device], list[Tensor]] = {}
 
     def __call__(self, padded_size: tuple[int, int], device: torch.device | str = "cpu") -> list[Tensor]:
@@ -60,13 +62,17 @@ class AnchorGenerator:
                 ]
         return list(self._cache[key])
 
-    def _base(self, side: float, ratios: Sequence[float], scales: Sequence[float]) -> Tensor:
-        """(A, 4) float64: the anchors of a cell, centered at the origin."""
-        sides = torch.tensor([side * scale for scale in scales], dtype=torch.float64)
+    def _base(self, stride: int, ratios: Sequence[float], scales: Sequence[float]) -> Tensor:
+        """(A, 4) float64: the anchors of a cell, centered at the origin; scales are sides in strides."""
+        sides = torch.tensor([stride * scale for scale in scales], dtype=torch.float64)
         if self.style == "torchvision":
             sides = sides.floor()
-        root = torch.tensor(ratios, dtype=torch.float64).sqrt()[:, None]
-        half_width, half_height = (sides / root / 2).flatten(), (sides * root / 2).flatten()
+        ratio = torch.tensor(ratios, dtype=torch.float64)[:, None]
+        width, height = sides / ratio.sqrt(), sides * ratio.sqrt()
+        if self.style == "legacy":
+            of_stride = (stride / ratio.sqrt()).round()
+            width, height = sides / stride * of_stride, sides / stride * (of_stride * ratio).round()
+        half_width, half_height = (width / 2).flatten(), (height / 2).flatten()
         base = torch.stack((-half_width, -half_height, half_width, half_height), dim=1)
         return base.round() if self.style == "torchvision" else base
 

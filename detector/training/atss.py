@@ -30,7 +30,7 @@ class ATSSMatcher:
         legacy_offset: as EFL's official models match, with pixel-inclusive boxes: an anchor is centered half a pixel up
             and left of its middle, objects at most 1 pixel wide or high match nothing, and in images with other objects
             all anchors centered in an ignore box are ignored, matched ones too. (There, centers of objects are moved
-            into the image as well: those of boxes clipped to the image are in it.)
+            into the image as well: those of boxes clipped to the image are in it, but for slivers on its edge.)
     """
 
     def __init__(self, *, candidates: int = 9, legacy_offset: bool = False):

@@ -1,6 +1,6 @@
 import pytest
 
-from detector.yaml_files import ConfigError, apply_overrides, merge, read_yaml
+from detector.yaml_files import ConfigError, apply_overrides, differences, merge, read_yaml
 
 
 def write(path, text):
@@ -81,3 +81,9 @@ def test_overrides_are_read_as_yaml_and_nest():
 def test_an_override_of_another_form_is_refused(override):
     with pytest.raises(ConfigError, match=r"has the form section\.key=value"):
         apply_overrides({}, [override])
+
+
+def test_a_key_that_came_later_counts_as_its_default():
+    now = {"data": {"antialias": True, "workers": 3}, "loss": {"scale": 8.0}}
+    defaults = {"data": {"antialias": True, "workers": 2, "flip": 0.5}}
+    assert differences({"loss": {"scale": 8.0}}, now, defaults=defaults) == ["data.workers: 2 -> 3"]

@@ -1,5 +1,7 @@
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionAnchorGenerator
@@ -57,6 +59,23 @@ def test_torchvision_style_equals_torchvision(padded_size):
     expected = theirs(ImageList(torch.zeros(1, 3, *padded_size), [padded_size]), maps)[0]
     ours = AnchorGenerator(strides=STRIDES, offset=0, style="torchvision")(padded_size)
     assert torch.equal(torch.cat(ours), expected)
+
+
+def test_legacy_style_rounds_the_sides_of_one_stride():
+    anchors = AnchorGenerator(strides=(8, 16), scales=(1.0, 1.5), style="legacy")((16, 16))
+    sides = [(level[:6, 2:] - level[:6, :2]).tolist() for level in anchors]
+    # Stride 8: 11 x 6, 8 x 8, 6 x 12; stride 16: 23 x 12, 16 x 16, 11 x 22. Four times that, and half as much again.
+    assert sides[0] == [[44, 24], [66, 36], [32, 32], [48, 48], [24, 48], [36, 72]]
+    assert sides[1] == [[92, 48], [138, 72], [64, 64], [96, 96], [44, 88], [66, 132]]
+
+
+def test_legacy_anchors_are_those_of_the_official_code():
+    # United-Perception 52aaeb9 on a CPU; inclusive corners, the anchors of the first cell.
+    with np.load(Path(__file__).parents[2] / "fixtures" / "assign_maxiou_9anchors_offset1.npz") as official:
+        expected = [torch.from_numpy(official[f"base_anchors_l{i}"]) + torch.tensor([0, 0, 1, 1]) for i in range(5)]
+    ours = AnchorGenerator(strides=STRIDES, scales=[2 ** (i / 3) for i in range(3)], style="legacy")((128, 128))
+    for level, base in zip(ours, expected, strict=True):
+        torch.testing.assert_close(level[:9], base.float(), rtol=1e-5, atol=1e-3)
 
 
 def test_anchors_made_in_inference_mode_can_be_used_in_training():
