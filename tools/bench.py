@@ -16,8 +16,12 @@ from detector.benchmarks import annotations as annotation_cost
 from detector.benchmarks import data as data_cost
 from detector.benchmarks import evaluation as evaluation_cost
 from detector.benchmarks import loss_cost, memory, step_memory
+from detector.benchmarks import matching as matching_cost
+from detector.benchmarks import postprocess as postprocess_cost
+from detector.benchmarks import scaling as scaling_cost
 from detector.benchmarks.loss_contenders import Case, differences
 from detector.errors import readable_errors
+from detector.planning.plan import simulate
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,12 +33,28 @@ its own; the gradient of the logits is part of it."""
 
 _STEP_NOTE = """\
 MB: 2^20 bytes. after: when the phase ends (for the last time: towers and logits take turns, level by level). peak: the
-most that was resident during it. Norm layers are frozen_bn around random weights: the memory of a pretrained trunk."""
+most that was resident during it. Norm layers are frozen_bn around random weights: the memory of a pretrained trunk.
+Measured of tensors: the peak less what stays in the end beyond weights, gradients and momentum; the C library keeps freed
+memory, unless MALLOC_MMAP_THRESHOLD_=65536 is set."""
 
 _DATA_NOTE = """\
 CPU seconds, one process, one thread, the shortest of the repeats, contenders in turn. ours: decoded, flipped, resized to
 800/1333, collated as uint8; torchvision: decoded, flipped, as float, not resized. The last two lines do the same work: one
 padded, normalized float32 batch of two images."""
+
+_MATCHING_NOTE = """\
+ms: CPU time in one thread, the least of the repeats, contenders in turn. MB (2^20 bytes): peak above anchors and boxes, in
+a process of its own. The two of each kind find the same matches."""
+
+_POSTPROCESS_NOTE = """\
+seconds: one image, the shortest of the repeats, contenders in turn, score threshold 0, NMS 0.5, 300 detections. MB (2^20
+bytes): peak above the inputs, in a process of its own. quality: scores are multiplied by that of the box; torchvision's,
+which knows none, gets the logits of the products, made beforehand. identical: boxes and labels bit for bit, in order, scores
+up to rounding; of pairs with equal scores either may choose another, there are hardly any."""
+
+_SCALING_NOTE = """\
+s/step: by the clock, the shortest of the rounds, each way in turn. Every process has its own images, as many whoever it
+works with. CPU s/step: of all processes together; what else runs on the machine hardly changes it."""
 
 
 def main() -> None:
@@ -68,6 +88,7 @@ def step(arguments: argparse.Namespace) -> None:
     """Resident memory of a training step of RetinaNet with Equalized Focal Loss on a CPU, by phase; one image."""
     config = step_memory.step_config(backbone=arguments.backbone, num_anchors=arguments.anchors)
     measured = step_memory.measure_step(config, num_classes=arguments.classes, image_size=arguments.size)
+    planned = simulate(config, num_classes=arguments.classes, image_size=arguments.size, fused=False).peak.total()
     rows, classes = measured.logits_shape
     print(
         f"RetinaNet {arguments.backbone}, 1 image {_by(arguments.size)} padded to {_by(measured.padded_size)}: "
@@ -76,6 +97,7 @@ def step(arguments: argparse.Namespace) -> None:
         "seconds per step: " + ", ".join(f"{seconds:.1f}" for seconds in measured.seconds),
         "exact MB of tensors: " + ", ".join(f"{k} {v / memory.MB:.0f}" for k, v in measured.tensors.items()),
         _STEP_NOTE,
+        step_memory.comparison(measured, planned),
         step_memory.target(measured),
         sep="\n",
     )
@@ -103,6 +125,48 @@ def data(arguments: argparse.Namespace) -> None:
     """Images per second that one core makes ready: ours, and torchvision's reference detection pipeline."""
     measured = data_cost.measure(arguments.images, repeats=arguments.repeats)
     print(data_cost.table(measured), _DATA_NOTE, data_cost.target(measured), sep="\n")
+
+
+def matching(arguments: argparse.Namespace) -> None:
+    """Time and memory of matching anchors and objects: ours, ATSS as a loop over objects, and torchvision's max IoU."""
+    anchors, _ = matching_cost.anchors_and_boxes(0)
+    measured = matching_cost.measure(arguments.objects, repeats=arguments.repeats)
+    print(
+        f"{sum(map(len, anchors))} anchors on {len(anchors)} levels; {platform.machine()} CPU, "
+        f"repeats {arguments.repeats}, torch {torch.__version__}",
+        matching_cost.table(measured),
+        _MATCHING_NOTE,
+        matching_cost.target(measured),
+        sep="\n",
+    )
+
+
+def postprocess(arguments: argparse.Namespace) -> None:
+    """Time and memory of selecting an image's detections from the scores of all classes: ours, and torchvision's."""
+    measured = postprocess_cost.measure(
+        arguments.classes, arguments.size, threads=arguments.threads, repeats=arguments.repeats
+    )
+    print(
+        f"{measured[0].num_anchors} anchors x {arguments.classes} classes, image {_by(arguments.size)}; "
+        f"{platform.machine()} CPU, threads {arguments.threads}, repeats {arguments.repeats}, torch {torch.__version__}",
+        postprocess_cost.table(measured),
+        _POSTPROCESS_NOTE,
+        postprocess_cost.target(measured),
+        sep="\n",
+    )
+
+
+def scaling(arguments: argparse.Namespace) -> None:
+    """Steps of a tiny detector on two CPU cores: one process, two independent ones, and two in one run by gloo."""
+    measured = scaling_cost.measure(steps=arguments.steps, repeats=arguments.repeats)
+    print(
+        f"{scaling_cost.NUM_IMAGES} images of {scaling_cost.SIDE}x{scaling_cost.SIDE} per process and step, one thread each; "
+        f"rounds {arguments.repeats} of {arguments.steps} steps, torch {torch.__version__}",
+        scaling_cost.table(measured),
+        _SCALING_NOTE,
+        scaling_cost.findings(measured),
+        sep="\n",
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -137,6 +201,19 @@ def _arguments() -> argparse.Namespace:
     of_data = _command(commands, data)
     of_data.add_argument("--images", type=_positive, default=64, help="made-up JPEGs of COCO's sizes (64)")
     of_data.add_argument("--repeats", type=_positive, default=5, help="after a warm-up (5)")
+    of_matching = _command(commands, matching)
+    of_matching.add_argument("--objects", type=_positive, default=60, help="in the image, then ten times as many (60)")
+    of_matching.add_argument("--repeats", type=_positive, default=5, help="after a warm-up (5)")
+    of_postprocess = _command(commands, postprocess)
+    of_postprocess.add_argument("--classes", type=_positive, default=1203, help="(1203: LVIS)")
+    of_postprocess.add_argument(
+        "--size", type=_size, default=(800, 1333), metavar="HxW", help="of the image (800x1333)"
+    )
+    of_postprocess.add_argument("--threads", type=_positive, default=1, help="of PyTorch (1)")
+    of_postprocess.add_argument("--repeats", type=_positive, default=5, help="after a warm-up (5)")
+    of_scaling = _command(commands, scaling)
+    of_scaling.add_argument("--steps", type=_positive, default=10, help="of a round (10)")
+    of_scaling.add_argument("--repeats", type=_positive, default=5, help="rounds after a warm-up (5)")
     arguments = parser.parse_args()
     if arguments.measure is losses and arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU")

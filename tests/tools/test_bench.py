@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from detector.benchmarks import loss_contenders, loss_cost, memory, step_memory
+from detector.benchmarks import loss_contenders, loss_cost, matching, memory, step_memory
 from detector.benchmarks.loss_contenders import CONTENDERS, Case, differences, one_pass
 from detector.benchmarks.loss_cost import Cost
 from losses import BACKGROUND, IGNORE
@@ -151,21 +151,47 @@ def test_every_contender_leaves_out_ignored_rows(name):
     assert inputs.logits.grad[~ignored].all()
 
 
-def cross_entropy_with_ballast(inputs):
-    ballast = torch.ones(64 * MB)  # let go before backward
-    return loss_contenders.torch_cross_entropy(inputs) + 0 * ballast[0]
+@pytest.fixture
+def contender(tmp_path, monkeypatch):
+    """(name, its code of one line) -> nothing: makes it the only contender, in a module that new processes can import."""
+
+    def make(name, code):
+        module = f"contender_{len(list(tmp_path.iterdir()))}_{tmp_path.name}"
+        (tmp_path / f"{module}.py").write_text(
+            "import os, torch\nfrom detector.benchmarks.loss_contenders import torch_cross_entropy\n"
+            f"def contender(inputs):\n    {code}\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(loss_cost, "CONTENDERS", {name: __import__(module).contender})
+
+    return make
 
 
 @needs_proc
-def test_extra_memory_is_the_peak_of_the_pass():
+def test_extra_memory_is_the_peak_of_the_pass(contender):
     case = SMALL._replace(rows=100_000, classes=100)
     copy = 100_000 * 100 * 4 / MB  # so large that the C library asks the system for it and returns it at once
-    heavy, plain = (
-        loss_cost.extra_memory(case, contender) / MB
-        for contender in (cross_entropy_with_ballast, loss_contenders.torch_cross_entropy)
-    )
+    plain = loss_cost.extra_memory(case, "torch cross entropy") / MB
     assert plain == pytest.approx(3 * copy, abs=4)  # forward: target, entries, log_sigmoid; backward: the gradient
-    assert heavy == pytest.approx(256 + 3 * copy, abs=4)
+    # Let go before backward.
+    contender("heavy", "ballast = torch.ones(64 * 2**20); return torch_cross_entropy(inputs) + 0 * ballast[0]")
+    assert loss_cost.extra_memory(case, "heavy") / MB == pytest.approx(256 + 3 * copy, abs=4)
+
+
+@needs_proc
+@pytest.mark.parametrize(("rows", "classes"), [(16_000, 1203), (200_700, 80)])
+@pytest.mark.parametrize("name", ["ours: equalized focal", "ours: focal"])
+def test_float32_logits_need_their_gradient_and_little_more(rows, classes, name):
+    case = SMALL._replace(rows=rows, classes=classes)
+    assert 1 <= loss_cost.extra_memory(case, name) / (4 * rows * classes) <= 1.15
+
+
+@needs_proc
+@pytest.mark.parametrize(("rows", "classes"), [(16_000, 1203), (400_000, 1)])
+def test_half_logits_need_their_gradient_and_one_chunk(rows, classes):
+    case = SMALL._replace(rows=rows, classes=classes, dtype=torch.bfloat16)
+    beyond = loss_cost.extra_memory(case, "ours: equalized focal") - 2 * rows * classes
+    assert beyond <= 4 * CHUNK
 
 
 @needs_proc
@@ -176,11 +202,8 @@ def test_extra_memory_is_the_peak_of_the_pass():
         ("os._exit(9)", RuntimeError, "'x' on 300 x 7 logits was"),
     ],
 )
-def test_failing_process_is_an_error(what, error, message, tmp_path, monkeypatch):
-    name = f"contender_{error.__name__}"  # a module that the new process can import too
-    (tmp_path / f"{name}.py").write_text(f"import os\ndef fail(inputs):\n    {what}")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(loss_cost, "CONTENDERS", {"x": __import__(name).fail})
+def test_failing_process_is_an_error(what, error, message, contender):
+    contender("x", what)
     with pytest.raises(error, match=message):
         loss_cost.costs(SMALL, repeats=1)
 
@@ -201,6 +224,33 @@ def test_bad_arguments_are_told(arguments, code, message, call, tmp_path):
     done = call("bench", *arguments, cwd=tmp_path)
     assert done.code == code
     assert message in done.err
+
+
+def test_matching_prints_every_contender_twice(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "not there")  # eight processes less
+    threads = torch.get_num_threads()
+    done = call("bench", "matching", "--objects", 3, "--repeats", 1, cwd=tmp_path)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0].startswith("46564 anchors on 5 levels;")
+    rows = [re.split(r"\s{2,}", line) for line in lines[2:10]]
+    expected = [(name, objects, "-") for objects in ("3", "30") for name in matching.CONTENDERS]
+    assert [(row[0], row[1], row[4]) for row in rows] == expected
+    assert lines[-1].startswith("target: at least 5 times as fast as a loop over 3 objects: ")
+    assert torch.get_num_threads() == threads
+
+
+def test_postprocess_prints_a_line_per_case(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "not there")
+    done = call("bench", "postprocess", "--classes", 9, "--size", "64x96", "--repeats", 1, cwd=tmp_path)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0].startswith("342 anchors x 9 classes, image 64x96;")
+    rows = [line.split() for line in lines[2:6]]
+    assert [(row[0], row[1], row[5], row[7]) for row in rows] == [
+        ("1000", "no", "-", "yes"), ("6000", "no", "-", "yes"), ("1000", "yes", "-", "yes"), ("6000", "yes", "-", "yes"),
+    ]  # fmt: skip
+    assert lines[-1].startswith("target: identical detections in at most 0.25 of torchvision's time: yes, at most ")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,0 +1,1 @@
+"""What a training step will need: memory, time and communication per GPU, counted on the model itself without running it."""
