@@ -141,12 +141,16 @@ def test_recomputed_towers_are_not_kept_and_cost_another_forward():
     assert again.flops[meter.TRUNK] == plain.flops[meter.TRUNK]
 
 
-def test_gradients_on_their_way_and_recomputed_towers_have_accounts_of_their_own(monkeypatch):
-    monkeypatch.setattr(stand_in, "CHUNK", 2**14)  # so that there is most in backward
-    planned = simulated(config_of("recompute"), num_images=2, precision="bf16")
-    assert planned.peak_phase == meter.BACKWARD
-    assert planned.peak[meter.TOWERS] > 0
-    assert planned.peak[meter.FEATURES_GRADIENT] > 0
+@pytest.mark.parametrize("model", ["frozen_bn", "recompute"])
+def test_backward_ends_in_the_trunk_and_books_gradients(model):
+    network, ledger = network_of(config_of(model)), Ledger(meter.PIXELS, meter.FORWARD)
+    watching = meter.Meter(ledger, meter.Flops())
+    meter.watch(network, watching)
+    outputs = network(torch.zeros(1, 3, *SIZE))
+    assert (ledger.phase, watching.modules_in_work) == (meter.FORWARD, 0)
+    sum(level.sum() for level in [*outputs.logits, *outputs.deltas]).backward()
+    assert (ledger.phase, watching.component) == (meter.BACKWARD, meter.TRUNK)
+    assert ledger.account == meter.FEATURES_GRADIENT
 
 
 def test_half_types_have_the_gradient_of_one_level_after_the_other():
