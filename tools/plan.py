@@ -66,6 +66,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--gpus", type=_count, required=True, metavar="N", help="processes, one GPU each")
     parser.add_argument("--classes", type=_count, metavar="K", help="(those of the configured validation set)")
     parser.add_argument("--size", type=_size, metavar="HxW", help="of all images (the largest that training may show)")
+    _add_hardware(parser)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="for instance train.images_per_pass=2"
+    )
+    return parser.parse_intermixed_args()
+
+
+def _add_hardware(parser: argparse.ArgumentParser) -> None:
     assumed = parser.add_argument_group(
         "assumed of the hardware; by default an A100 of 80 GB in a cluster, not measured"
     )
@@ -101,10 +109,6 @@ def _arguments() -> argparse.Namespace:
         metavar="us",
         help="of a small message (%(default)g)",
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="for instance train.images_per_pass=2"
-    )
-    return parser.parse_intermixed_args()
 
 
 def _count(text: str) -> int:
