@@ -44,6 +44,7 @@ SETTINGS = {
         "limit_to_anchors": True,
         "detections_per_image": 300,
     },
+    "eval": {"batch_size": 1},  # group norm sees the padding, and theirs pads each image by itself
 }
 _POSITIVE, _NEGATIVE, _RATIO = (f"post_process.cls_loss.{name}" for name in ("pos_grad", "neg_grad", "pos_neg"))
 LOSS = {

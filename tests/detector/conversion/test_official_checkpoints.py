@@ -82,6 +82,24 @@ def test_a_checkpoint_comes_back_bit_for_bit(improved_baseline, saved, annotatio
         assert torch.equal(again[key], value), key
 
 
+def test_a_checkpoint_of_the_published_size_comes_back_bit_for_bit(foreign, annotations, tmp_path):
+    generator = torch.Generator().manual_seed(3)
+    state = {key: torch.rand(shape, generator=generator) for key, shape in foreign.layout("r50").items()}
+    state = {key: value.long() if key.endswith("num_batches_tracked") else value for key, value in state.items()}
+    torch.save({"model": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "efl_r50.pth")
+    done = import_checkpoint(
+        tmp_path / "efl_r50.pth", tmp_path / "ours.pt", annotations=annotations(1203), with_loss_state=True
+    )
+    assert [row.status for row in done.rows] == ["matched"] * 367
+    assert len(load_model(tmp_path / "ours.pt").classes.ids) == 1203  # which loads strictly
+    notes = export_checkpoint(tmp_path / "ours.pt", tmp_path / "back.pth", kind="official").notes
+    again = load_checkpoint(tmp_path / "back.pth")["model"]
+    assert again.keys() == state.keys()
+    different = {key for key, value in state.items() if not torch.equal(again[key], value)}
+    assert different <= {f"{LOSS}pos_neg"}, "a random ratio is not that of its gradients"
+    assert not notes
+
+
 @torch.no_grad()
 def test_our_network_computes_what_theirs_does(improved_baseline, saved, annotations, tmp_path, foreign, picture):
     import_checkpoint(saved, tmp_path / "ours.pt", annotations=annotations(K))
@@ -123,7 +141,7 @@ def test_the_model_is_that_of_the_published_configuration():
         model = parse_config({"model": official.merge(names, official.SETTINGS["model"])}).model
         ours, theirs = model.model_dump(mode="json"), recipe.model.model_dump(mode="json")
         assert model_differences(ours, theirs) == []
-        for section in ("data", "test"):
+        for section in ("data", "test", "eval"):
             for key, value in official.SETTINGS[section].items():
                 assert getattr(getattr(recipe, section), key) == value
 

@@ -78,4 +78,4 @@ def test_losses_and_their_gradients_are_the_official_ones(official, anchors, cri
         gradients = torch.autograd.grad(losses[ours], maps[name], retain_graph=True)
         for level, gradient in zip(LEVELS, gradients, strict=True):
             expected = official[f"grad_{theirs}_loss_l{level}_{theirs}"]
-            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-8)
+            torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6 * expected.abs().max().item())

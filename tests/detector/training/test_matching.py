@@ -8,7 +8,7 @@ from torchvision.models.detection._utils import Matcher as TorchvisionMatcher
 from torchvision.ops import box_iou
 
 from detector.model.boxes import encode
-from detector.training import pairs
+from detector.training import atss, pairs
 from detector.training.atss import ATSSMatcher
 from detector.training.matching import MATCHERS, IoUMatcher, assign
 from losses import BACKGROUND, IGNORE
@@ -139,6 +139,17 @@ def test_no_tensor_holds_all_pairs_of_objects_and_anchors(name, grid, random_box
     with LargestTensor() as largest:
         assign(matcher_of(name), anchors, [boxes], [ignored], image_sizes=[(512, 512)], ignore_padding=True)
     assert largest.entries <= 4 * 2**16 < 300 * 8_704 / 9
+
+
+def test_atss_holds_the_candidates_of_a_few_objects_at_a_time(grid, random_boxes, monkeypatch):
+    anchors, boxes = [grid(512, 8, (32.0, 48.0)), grid(512, 32, (128.0, 192.0))], random_boxes(3000, size=512)
+    largest = []
+    for at_once in (3000, 64):
+        monkeypatch.setattr(atss, "OBJECTS_AT_ONCE", at_once)
+        with LargestTensor() as of_these:
+            ATSSMatcher()(anchors, [boxes])
+        largest.append(of_these.entries)
+    assert largest[1] < 2**16 < largest[0] / 2
 
 
 @pytest.mark.parametrize("at_once", [2**19, 1])
