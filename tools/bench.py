@@ -88,7 +88,7 @@ def step(arguments: argparse.Namespace) -> None:
     """Resident memory of a training step of RetinaNet with Equalized Focal Loss on a CPU, by phase; one image."""
     config = step_memory.step_config(backbone=arguments.backbone, num_anchors=arguments.anchors)
     measured = step_memory.measure_step(config, num_classes=arguments.classes, image_size=arguments.size)
-    planned = simulate(config, num_classes=arguments.classes, image_size=arguments.size, fused=False).peak.total()
+    planned = simulate(config, num_classes=arguments.classes, image_size=arguments.size, on_gpu=False).peak.total()
     rows, classes = measured.logits_shape
     print(
         f"RetinaNet {arguments.backbone}, 1 image {_by(arguments.size)} padded to {_by(measured.padded_size)}: "

@@ -77,38 +77,17 @@ def _add_hardware(parser: argparse.ArgumentParser) -> None:
     assumed = parser.add_argument_group(
         "assumed of the hardware; by default an A100 of 80 GB in a cluster, not measured"
     )
-    assumed.add_argument("--memory", type=_above_zero, default=A100.memory / 2**30, metavar="GiB", help="(%(default)g)")
-    assumed.add_argument(
-        "--fp32", type=_above_zero, default=A100.fp32 / 1e12, metavar="TFLOP/s", help="sustained in fp32 (%(default)g)"
-    )
-    assumed.add_argument(
-        "--bf16", type=_above_zero, default=A100.bf16 / 1e12, metavar="TFLOP/s", help="sustained in bf16 (%(default)g)"
-    )
-    assumed.add_argument(
-        "--memory-bandwidth",
-        type=_above_zero,
-        default=A100.memory_bandwidth / 1e9,
-        metavar="GB/s",
-        help="(%(default)g)",
-    )
-    assumed.add_argument(
-        "--launch",
-        type=_above_zero,
-        default=A100.launch * 1e6,
-        metavar="us",
-        help="from operator to operator (%(default)g)",
-    )
-    assumed.add_argument(
-        "--bandwidth", type=_above_zero, default=A100.bandwidth / 1e9, metavar="GB/s",
-        help="between GPUs, each way (%(default)g); 200 or so inside a machine with NVLink",
-    )  # fmt: skip
-    assumed.add_argument(
-        "--latency",
-        type=_above_zero,
-        default=A100.latency * 1e6,
-        metavar="us",
-        help="of a small message (%(default)g)",
-    )
+    for name, default, unit, meaning in (
+        ("memory", A100.memory / 2**30, "GiB", "of a GPU"),
+        ("fp32", A100.fp32 / 1e12, "TFLOP/s", "sustained in fp32"),
+        ("bf16", A100.bf16 / 1e12, "TFLOP/s", "sustained in bf16"),
+        ("memory-bandwidth", A100.memory_bandwidth / 1e9, "GB/s", "of a GPU"),
+        ("launch", A100.launch * 1e6, "us", "from operator to operator"),
+        ("bandwidth", A100.bandwidth / 1e9, "GB/s", "between GPUs, each way; 200 or so inside a machine with NVLink"),
+        ("latency", A100.latency * 1e6, "us", "of a small message"),
+    ):
+        of_option = f"{meaning} (%(default)g)"
+        assumed.add_argument(f"--{name}", type=_above_zero, default=default, metavar=unit, help=of_option)
 
 
 def _count(text: str) -> int:

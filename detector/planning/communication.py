@@ -1,5 +1,6 @@
 """What the processes of a run tell each other in an optimizer step."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
@@ -8,6 +9,8 @@ from losses.stepwise import StepwiseLoss
 
 from ..model.box_coding import DistributionCoding
 from ..training.criterion import Criterion
+
+_FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20  # bytes: DistributedDataParallel sends a bucket that holds so many
 
 
 class Collective(NamedTuple):
@@ -32,20 +35,31 @@ def collectives(network: nn.Module, criterion: Criterion, *, passes: int) -> lis
         network: in training mode; on the meta device it will do.
         passes: over which gradients are accumulated; they are summed over processes in the last one.
     """
-    gradients = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
-    buffers = sum(buffer.nbytes for buffer in network.buffers())
+    gradients = [parameter.nbytes for parameter in network.parameters() if parameter.requires_grad]
+    buffers = list(network.buffers())
     losses = 2 + (criterion.quality != "none") + isinstance(criterion.coding, DistributionCoding)
     # Positives; losses, norm and whether to stop; and in each pass the sum and number of the weights of boxes.
     numbers = [1, losses + 2] + [2] * passes * (criterion.box_weighting != "none")
     messages = [
-        Collective("gradients", "all-reduce", gradients, 1, hidden=True),
-        Collective("buffers", "broadcast", buffers, 1),
+        Collective("gradients", "all-reduce", sum(gradients), _num_buckets(gradients), hidden=True),
+        # Those of a type go together.
+        Collective("buffers", "broadcast", sum(b.nbytes for b in buffers), len({b.dtype for b in buffers})),
         Collective("counts, losses, norm", "all-reduce", 4 * sum(numbers), len(numbers)),
     ]
     if isinstance(criterion.classification, StepwiseLoss):
         sums = criterion.classification.pending
         messages.append(Collective("sums per class (float64)", "all-reduce", sums.nbytes, 1))
     return messages + _of_sync_bn(network, passes)
+
+
+def _num_buckets(sizes: Sequence[int]) -> int:
+    """In how many messages DistributedDataParallel sends gradients of these bytes, of weights in the order of forward."""
+    closed, filled, full = 0, 0, _FIRST_BUCKET
+    for size in reversed(sizes):
+        filled += size
+        if filled >= full:
+            closed, filled, full = closed + 1, 0, _BUCKET
+    return closed + (filled > 0)
 
 
 def _of_sync_bn(network: nn.Module, passes: int) -> list[Collective]:

@@ -16,6 +16,7 @@ from ..build_data import images_per_pass
 from ..config import Config
 from ..distributed import Process
 from ..training.optim import build_optimizer
+from ..yaml_files import ConfigError
 from .communication import Collective, collectives
 from .kernels import loss_work
 from .meter import AVERAGE, OPTIMIZER
@@ -85,8 +86,9 @@ def largest_image(config: Config) -> tuple[int, int]:
     if data.mosaic:
         sizes.append(data.mosaic.size)
     height, width = map(max, zip(*sizes, strict=True))
-    # Without grouping, tall and wide images come in one batch.
-    return (height, width) if data.aspect_grouping else (max(height, width),) * 2
+    # Without grouping, tall and wide images come in one batch; but where each is padded by itself, they do not meet.
+    alone = (data.pad_together or config.train.batch_size) == 1
+    return (height, width) if data.aspect_grouping or alone else (max(height, width),) * 2
 
 
 def make_plan(
@@ -100,9 +102,11 @@ def make_plan(
 ) -> Plan:
     """The plan of a run on images which, padded, all have the same size.
 
-    Raises ConfigError if the batch cannot be divided among the GPUs, or for options that do not go together.
+    Raises ConfigError if the batch cannot be divided among the GPUs, for options that do not go together, and for numbers
+    beyond reason.
     """
     num_images = images_per_pass(config, Process(0, gpus, torch.device("cpu")))
+    _check(num_images, num_classes, image_size)
     passes = config.train.batch_size // (num_images * gpus)
     simulated = simulate(
         config, num_classes=num_classes, image_size=image_size, precision=precision,
@@ -123,6 +127,15 @@ def make_plan(
     return Plan(precision, num_images, passes, gpus, simulated, messages, compute, hideable, gpu)
 
 
+def _check(num_images: int, num_classes: int, image_size: tuple[int, int]) -> None:
+    # Sizes of tensors are counted in 63 bits, and what has K entries is really made, to count the operators of the loss.
+    for number, most, name in (
+        (num_images, 2**10, "images per pass"), (num_classes, 10**6, "classes"), (max(image_size), 2**15, "pixels a side")
+    ):  # fmt: skip
+        if number > most:
+            raise ConfigError(f"{number} {name}: plans are made for at most {most}")
+
+
 def simulate(
     config: Config,
     *,
@@ -132,13 +145,13 @@ def simulate(
     num_images: int = 1,
     passes: int = 1,
     parallel: bool = False,
-    fused: bool = True,
+    on_gpu: bool = True,
 ) -> Simulated:
     """A step of the configured model on images of this size, see `simulate_step`."""
     return simulate_step(
         partial(build_network, config.model, num_classes, pretrained=False), partial(_optimizer, config),
         num_images=num_images, image_size=padded_size([image_size], config.data.pad_multiple), precision=precision,
-        passes=passes, parallel=parallel, averaged=config.train.ema_decay is not None, fused=fused,
+        passes=passes, parallel=parallel, averaged=config.train.ema_decay is not None, on_gpu=on_gpu,
     )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def simulate_step(
     passes: int = 1,
     parallel: bool = False,
     averaged: bool = False,
-    fused: bool = True,
+    on_gpu: bool = True,
 ) -> Simulated:
     """Memory and FLOPs of a step that is not the first: the optimizer has its state.
 
@@ -67,13 +67,12 @@ def simulate_step(
         passes: over which gradients are accumulated.
         parallel: under DistributedDataParallel, which keeps a second copy of the gradients.
         averaged: with a moving average of the weights.
-        fused: the optimizer goes over all weights at once, as it does by default on GPUs and not on CPUs.
+        on_gpu: the optimizer goes over all weights at once, and autocast is that of GPUs; on CPUs neither is so.
     """
-    with torch.device("meta"):
-        network = make_network().train()
+    network = _without_content(make_network, on_gpu)
     with FakeTensorMode():
         _to_fake(network)
-        optimizer = _with_state(make_optimizer(network), fused)
+        optimizer = _with_state(make_optimizer(network), on_gpu)
         ledger, flops = Ledger(PIXELS, FORWARD), Flops()
         meter = Meter(ledger, flops)
         copies = _copies(network, parallel=parallel, averaged=averaged)
@@ -89,6 +88,19 @@ def simulate_step(
     return Simulated(ledger.peak, ledger.peak_phase, meter.kept, meter.flops, meter.forward_flops, rows)
 
 
+def _without_content(make_network: Callable[[], RetinaNet], on_gpu: bool) -> RetinaNet:
+    """The network on the meta device, in training mode; GroupNorm in float32, if that is how autocast has it.
+
+    On GPUs it is. Autocast does the same there with the interpolation of the pyramid, whose result nobody keeps.
+    """
+    with torch.device("meta"):
+        network = make_network().train()
+    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
+    for norm in norms if on_gpu else []:
+        norm.register_forward_pre_hook(lambda _, inputs: inputs[0].float())
+    return network
+
+
 def _to_fake(network: RetinaNet) -> None:
     """Fake tensors on a CPU in place of those on the meta device, for which there is no autocast."""
     for module in network.modules():
@@ -102,10 +114,10 @@ def _fake(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
 
 
-def _with_state(optimizer: Optimizer, fused: bool) -> Optimizer:
+def _with_state(optimizer: Optimizer, at_once: bool) -> Optimizer:
     """The optimizer after a step."""
     for group in optimizer.param_groups:
-        group["foreach"] = fused
+        group["foreach"] = at_once
         for parameter in group["params"]:
             parameter.grad = torch.empty_like(parameter)
     optimizer.step()

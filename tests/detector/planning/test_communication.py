@@ -70,9 +70,27 @@ def test_a_real_step_hands_over_what_is_planned(weighted, alone, make_config, cp
     assert list(planned) == ["buffers"]
     # A single process reduces every pass; two would accumulate the first one.
     assert sum(buckets) == 2 * gradients.size
+    # In the first pass of all they come in one bucket; then DistributedDataParallel knows in which order they get ready.
+    assert len(buckets) == 1 + gradients.count
     assert sums.size == 2 * K * 8
     reduced.remove(sums.size)
     assert (sum(reduced), len(reduced)) == (numbers.size, numbers.count)
+
+
+def test_full_buckets_leave_and_the_last_one_as_it_is(make_config):
+    criterion = build_criterion(make_config(), [1] * K, 1)
+    layers = [nn.Linear(entries, 1, bias=False) for entries in (1, 26 * 2**18, 24 * 2**18, 2**18 - 1, 2)]
+    # From the last layer on: 8 bytes and 4 less than 1 MiB; 24 and 26 MiB; 4 bytes.
+    assert collectives(nn.Sequential(*layers), criterion, passes=1)[0].count == 3
+
+
+@pytest.mark.parametrize(("norm", "calls"), [("frozen_bn", 1), ("bn", 2)])  # bn counts its batches, in int64
+def test_buffers_are_sent_type_by_type(norm, calls, make_config):
+    config = make_config("nowhere", {"model": {"backbone": {"norm": norm}}})
+    network = build_network(config.model, K, pretrained=False)
+    buffers = collectives(network, build_criterion(config, [1] * K, 1), passes=1)[1]
+    assert (buffers.name, buffers.count) == ("buffers", calls)
+    assert buffers.size == sum(buffer.nbytes for buffer in network.buffers())
 
 
 def test_losses_without_sums_send_none(make_config):

@@ -54,7 +54,7 @@ def test_gradients_hide_behind_backward_alone(plans):
     gradients, others = made.collectives[0], made.collectives[1:]
     assert gradients.hidden
     assert not any(message.hidden for message in others)
-    by_hand = gradients.size / 1e6 + 1e-3  # two GPUs: 2 (N - 1) / N = 1
+    by_hand = gradients.size / 1e6 + gradients.count * 1e-3  # two GPUs: 2 (N - 1) / N = 1
     assert made.seconds_of(gradients) == pytest.approx(by_hand)
     shortest, longest = made.seconds()
     exposed = sum(made.seconds_of(message) for message in others)
@@ -76,6 +76,8 @@ def test_memory_needed_is_more_than_that_of_tensors_and_told(plans):
     [
         ({}, (64, 96)),
         ({"aspect_grouping": False}, (96, 96)),
+        ({"aspect_grouping": False, "pad_together": 2}, (96, 96)),
+        ({"aspect_grouping": False, "pad_together": 1}, (64, 96)),
         ({"short_sides": [200]}, (96, 96)),
         ({"large_scale_jitter": {"size": [128, 160]}}, (128, 160)),
         ({"mosaic": {"size": [80, 80]}}, (80, 96)),
@@ -83,6 +85,19 @@ def test_memory_needed_is_more_than_that_of_tensors_and_told(plans):
 )
 def test_largest_image_is_what_training_may_show(differences, size, make_config):
     assert largest_image(make_config("nowhere", {"data": differences})) == size
+
+
+@pytest.mark.parametrize(
+    ("beyond", "error"),
+    [
+        ({"num_classes": 1_000_001}, "1000001 classes: plans are made for at most 1000000"),
+        ({"image_size": (60, 32_769)}, "32769 pixels a side: plans are made for at most 32768"),
+        ({"gpus": 1}, "4096 images per pass: plans are made for at most 1024"),
+    ],
+)
+def test_numbers_beyond_reason_are_refused(beyond, error, make_config):
+    with pytest.raises(ConfigError, match=error):
+        planned(make_config("nowhere", {"train": {"batch_size": 4096}}), **{"gpus": 1024} | beyond)
 
 
 def test_rows_of_the_table_add_up(plans):

@@ -39,7 +39,7 @@ def config_of(model, **sections):
 
 
 def simulated(config, **options):
-    return simulate(config, num_classes=K, image_size=SIZE, fused=False, **options)
+    return simulate(config, num_classes=K, image_size=SIZE, **{"on_gpu": False} | options)
 
 
 def network_of(config):
@@ -188,6 +188,26 @@ def test_logits_and_their_gradient_have_their_size_and_the_loss_its_chunk():
     assert planned.rows == (12 * 16 * 9, 6 * 8 * 9, 3 * 4 * 9, 2 * 2 * 9, 1 * 1 * 9)
     assert planned.peak[meter.LOGITS] == planned.peak[meter.LOGITS_GRADIENT] == logits
     assert planned.peak[meter.CHUNK_OF_LOSS] == pytest.approx(8 * 2**20, abs=8)  # and a scalar
+
+
+def test_half_types_keep_what_gpus_compute_in_float32():
+    config = config_of("bn")  # whose towers have two convolutions of 32 channels, each with GroupNorm and ReLU
+    on_cpu, on_gpu = (simulated(config, precision="bf16", on_gpu=there).kept for there in (False, True))
+    cells = 32 * sum(rows // 9 for rows in simulated(config).rows)
+    # For backward, GroupNorm keeps what comes in, ReLU what goes out, and all convolutions but the first one that again, in
+    # bf16. On a GPU the first two are float32, and each convolution has a copy of its own: that of the outputs, too.
+    towers, copies = 2 * 2 * cells, 2 * cells
+    assert on_gpu[meter.TOWERS] - on_cpu[meter.TOWERS] == pytest.approx(towers * (4 + 4 - 2 - 2) + 2 * copies, rel=0.03)
+    for outputs in (meter.LOGITS, meter.BOXES):
+        assert on_gpu[outputs] - on_cpu[outputs] == copies
+    assert on_gpu[meter.TRUNK] == on_cpu[meter.TRUNK]
+    full = [simulated(config, on_gpu=there).kept for there in (False, True)]
+    assert full[0] == full[1]
+
+
+def test_what_gpus_compute_in_float32_can_be_computed_anew():
+    again = parse_config({"model": merge(merge(SMALL, MODELS["bn"]), {"head": {"recompute": True}})})
+    assert simulated(again, precision="bf16", on_gpu=True).kept[meter.TOWERS] == 0
 
 
 def test_simulation_draws_no_random_numbers():
