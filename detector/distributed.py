@@ -3,13 +3,14 @@
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
@@ -114,13 +115,36 @@ def barrier() -> None:
         dist.barrier()
 
 
-def gather_on_rank_zero(value: object) -> list | None:
-    """On rank 0 the list of every rank's `value`, in the order of ranks; None elsewhere."""
+def columns_of_others(columns: Sequence[NDArray], device: torch.device) -> Iterator[list[NDArray]]:
+    """On rank 0 the `columns` of every other rank that has rows, rank by rank; nothing on the other ranks.
+
+    Every rank iterates over it, to the end. Only one rank's columns are on their way at a time: rank 0 needs memory, on
+    its device too, for these and for what it keeps.
+
+    Args:
+        columns: (D, …) each; their types and further sides are those of every rank, D is this one's.
+        device: of this process.
+    """
     if not dist.is_initialized():
-        return [value]
-    gathered = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(value, gathered)
-    return gathered
+        return
+    own, rank = [torch.from_numpy(column) for column in columns], dist.get_rank()
+    rows = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=device)
+    rows[rank] = len(own[0])
+    for other, count in enumerate(all_sum(rows).tolist()):
+        if other == 0 or count == 0:
+            continue
+        if rank == other:
+            _exchange(dist.isend, [column.to(device) for column in own], 0)
+        elif rank == 0:
+            received = [column.new_empty((count, *column.shape[1:]), device=device) for column in own]
+            _exchange(dist.irecv, received, other)
+            yield [column.cpu().numpy() for column in received]
+
+
+def _exchange(call: Callable, tensors: Sequence[Tensor], rank: int) -> None:
+    # As a batch, NCCL uses the communicator that it has; else it would make one, with buffers, for each pair of ranks.
+    for work in dist.batch_isend_irecv([dist.P2POp(call, tensor, rank) for tensor in tensors]):
+        work.wait()
 
 
 def from_rank_zero(value: object) -> object:

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from .build import build_evaluation
 from .build_data import build_val
 from .classes import Classes
 from .config import Config, Model
-from .distributed import Process
+from .distributed import Process, on_rank_zero
 from .evaluation import (
     ColumnarEvaluator,
     DetectionColumns,
@@ -29,7 +30,7 @@ from .evaluation import (
 from .evaluation.official import complete, differences, score_with_official
 from .evaluation.open_images import OpenImagesEvaluator, open_images_truth
 from .evaluation.open_images_metrics import summarize_open_images
-from .evaluation.recording import part_path, record, recorded
+from .evaluation.recording import part_path, record, recorded, remove_parts
 from .evaluation.results import check_suffix
 from .inference import load_model
 from .yaml_files import ConfigError
@@ -72,6 +73,8 @@ def score_checkpoint(
     """
     if detections_path:
         check_suffix(detections_path)
+        # What a killed run has left could be taken for the part of a process that writes to another folder.
+        on_rank_zero(process, partial(remove_parts, detections_path))
     model = load_model(checkpoint, device=process.device)
     _check_same_model(config.model, model.config.model, checkpoint)
     val = build_val(config, process)
@@ -185,12 +188,10 @@ def _check_same_model(ours: Model, theirs: Model, checkpoint: Path) -> None:
 
 def _join(path: Path, num_processes: int, known: Annotations) -> None:
     """Write to `path` what the processes have recorded, and remove their parts."""
-    parts = [part_path(path, rank) for rank in range(num_processes)]
     try:
-        write_results(path, recorded(parts), **_ids(known))
+        write_results(path, recorded([part_path(path, rank) for rank in range(num_processes)]), **_ids(known))
     finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+        remove_parts(path)
 
 
 def _ids(known: Annotations) -> dict[str, Any]:

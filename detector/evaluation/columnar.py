@@ -7,6 +7,7 @@ A "cell" is one class in one image, numbered image_index * K + label. Shapes: N 
 D detections, P pairs of a detection and an object, T IoU thresholds, R recall points, S object sizes, M limits.
 """
 
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +47,9 @@ class ColumnarEvaluator:
     def __init__(self, ground_truth: GroundTruth) -> None:
         self.ground_truth = ground_truth
         self._images = WholeImages(ground_truth.num_images)
-        self._parts: list[Matches] = []
+        no_bits = _pack(np.zeros((0, len(IOU_THRESHOLDS), len(SIZE_RANGES)), bool))
+        nothing = Matches(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0), no_bits, no_bits)
+        self._parts = [[column] for column in nothing]  # of each column of Matches
         self._kept, self._next_cut = 0, _FIRST_CUT  # numbers of detections
 
     def add(self, image_index: ArrayLike, labels: ArrayLike, boxes_xywh: ArrayLike, scores: ArrayLike) -> None:
@@ -82,14 +85,15 @@ class ColumnarEvaluator:
 
     def state(self) -> Matches:
         """Everything that was added and can count, as arrays which can be sent to another process."""
-        no_bits = _pack(np.zeros((0, len(IOU_THRESHOLDS), len(SIZE_RANGES)), bool))
-        nothing = Matches(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0), no_bits, no_bits)
-        matches = Matches(*(np.concatenate(columns) for columns in zip(nothing, *self._parts, strict=True)))
-        if self.ground_truth.protocol.per_class is None:
-            return matches
-        order, label = by_class(matches, self.ground_truth.num_classes)
-        best = order[place_in_run(label) < self.ground_truth.protocol.per_class]
-        return Matches(*(column[best] for column in matches))
+        for parts in self._parts:  # column by column: all of them at once would need the memory twice
+            parts[:] = [np.concatenate(parts)]
+        if self.ground_truth.protocol.per_class is not None:
+            order, label = by_class(Matches(*chain(*self._parts)), self.ground_truth.num_classes)
+            best = order[place_in_run(label) < self.ground_truth.protocol.per_class]
+            for parts in self._parts:
+                parts[:] = [parts[0][best]]
+            self._kept = len(best)
+        return Matches(*chain(*self._parts))
 
     def merge(self, matches: Matches) -> None:
         """Take over the `state()` of an evaluator that saw other images; ValueError if it saw one of the same."""
@@ -115,11 +119,11 @@ class ColumnarEvaluator:
         return Curves(precision, recall, num_objects)
 
     def _keep(self, matches: Matches) -> None:
-        self._parts.append(matches)
+        for parts, column in zip(self._parts, matches, strict=True):
+            parts.append(column)
         self._kept += len(matches.cell)
         if self.ground_truth.protocol.per_class is not None and self._kept > self._next_cut:
-            self._parts = [self.state()]
-            self._kept = len(self._parts[0].cell)
+            self.state()
             self._next_cut = max(_FIRST_CUT, 2 * self._kept)
 
     def _match(self, image_index: NDArray, labels: NDArray, boxes: NDArray, scores: NDArray) -> Matches:

@@ -8,11 +8,11 @@ import torch
 
 from datasets.loader import Batch
 
-from ..distributed import Process, gather_on_rank_zero
+from ..distributed import Process, all_sum, columns_of_others
 from ..model.postprocess import Detections, Postprocess, detect, rescale
 from ..model.retinanet import RetinaNet
 from ..progress import progress_bar
-from .columnar import ColumnarEvaluator
+from .columnar import ColumnarEvaluator, Matches
 from .columns import DetectionColumns
 from .ground_truth import GroundTruth, fixed_ap
 from .metrics import summarize, summarize_fixed_ap
@@ -26,7 +26,7 @@ class Evaluation:
     """Scores networks on one dataset. Each process runs its own batches; rank 0 does the sums.
 
     Args:
-        batches: this process's batches; no image is in two batches, on whichever processes.
+        batches: this process's batches; those of all processes together hold every image once.
         ground_truth: of the whole dataset.
         category_ids, class_names, frequencies: of the K classes.
         train_image_counts: training images that hold each class, to be shown beside its AP.
@@ -57,12 +57,18 @@ class Evaluation:
         return self.score(self.detections(network))
 
     def detections(self, network: RetinaNet) -> Iterator[DetectionColumns]:
-        """The detections of this process's images, batch by batch, in the pixels of the original images."""
+        """The detections of this process's images, batch by batch, in the pixels of the original images.
+
+        Every process iterates over them, to the end. Raises ValueError there, on every process, unless the batches of all
+        processes hold each image of the ground truth once.
+        """
         network.eval()
-        quiet = self.process.rank != 0
+        quiet, indices = self.process.rank != 0, []
         for batch in progress_bar(self.batches, desc="evaluate", unit="batch", disable=quiet, leave=False):
+            indices += batch.image_indices
             found = detect(network, batch.images, batch.padded_size, self.postprocess)
             yield _columns(batch, found, legacy_offset=self.postprocess.legacy_offset)
+        self._check_each_image_once(indices)
 
     def score(self, detections: Iterable[DetectionColumns], *, with_fixed_ap: bool = False) -> dict | None:
         """The result of every process's `detections`, on rank 0; None on the others.
@@ -75,13 +81,21 @@ class Evaluation:
         for columns in detections:
             for evaluator in evaluators:
                 evaluator.add(*columns)
-        states = gather_on_rank_zero([evaluator.state() for evaluator in evaluators])
-        if states is None:
-            return None
-        for of_rank in states[1:]:
-            for evaluator, state in zip(evaluators, of_rank, strict=True):
-                evaluator.merge(state)
-        return self._summarize(*evaluators)
+        for evaluator in evaluators:
+            for state in columns_of_others(evaluator.state(), self.process.device):
+                evaluator.merge(Matches(*state))
+        return self._summarize(*evaluators) if self.process.rank == 0 else None
+
+    def _check_each_image_once(self, indices: Sequence[int]) -> None:
+        own = torch.bincount(torch.tensor(indices, dtype=torch.int64), minlength=self.ground_truth.num_images)
+        times = all_sum(own.to(self.process.device)).cpu()
+        for wrong, problem in ((times == 0, "not at all"), (times > 1, "more than once")):
+            if wrong.any():
+                raise ValueError(
+                    f"{int(wrong.sum())} of {len(times)} images were evaluated {problem}, the first at index "
+                    f"{int(wrong.nonzero()[0])} of the annotations; the batches of {self.process.world_size} processes "
+                    "must together hold every image once"
+                )
 
     def _summarize(self, evaluator: ColumnarEvaluator, fixed: ColumnarEvaluator | None = None) -> dict:
         result = summarize(

@@ -3,6 +3,7 @@
 So neither do all detections lie in memory while a network runs, nor are they sent from process to process.
 """
 
+import glob
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +17,12 @@ _RECORD = np.dtype([("image_index", "i4"), ("label", "i4"), ("box_xywh", "f4", 4
 def part_path(path: Path, rank: int) -> Path:
     """Where process `rank` keeps its detections while those of all are on their way to `path`."""
     return path.with_name(f"{path.name}.{rank}.part")
+
+
+def remove_parts(path: Path) -> None:
+    """Remove the parts of `path`, whichever processes they are of, those of a run that was killed among them."""
+    for part in path.parent.glob(f"{glob.escape(path.name)}.[0-9]*.part"):
+        part.unlink(missing_ok=True)
 
 
 def record(detections: Iterable[DetectionColumns], part: Path) -> Iterator[DetectionColumns]:

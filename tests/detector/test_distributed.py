@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,17 +29,19 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 PROCESS = """
 import json, sys
 from pathlib import Path
+import numpy as np
 import torch
 from detector.config import parse_config
-from detector.distributed import from_rank_zero, gather_on_rank_zero, process_group
+from detector.distributed import columns_of_others, from_rank_zero, process_group
 from detector.run import run_training
 from detector.yaml_files import ConfigError
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 with process_group("cpu") as process:
-    gathered = gather_on_rank_zero({"rank": process.rank})
-    told = [process.rank, process.world_size, str(process.device), gathered, from_rank_zero(process.rank)]
+    own = np.full(process.rank + 2, process.rank / 3), np.full((process.rank + 2, 3), process.rank, np.uint8)
+    others = [[column.tolist() for column in columns] for columns in columns_of_others(own, process.device)]
+    told = [process.rank, process.world_size, str(process.device), others, from_rank_zero(process.rank)]
     (folder / f"process_{process.rank}.json").write_text(json.dumps(told))
     for values, checkpoint in json.loads((folder / "jobs.json").read_text()):
         try:
@@ -201,8 +204,8 @@ def test_what_rank_zero_finds_wrong_is_raised_on_all_ranks(two_processes):
 
 def test_each_process_knows_itself_and_rank_zero_is_heard_and_hears(two_processes):
     told = [json.loads((two_processes / f"process_{rank}.json").read_text()) for rank in (0, 1)]
-    assert told[0] == [0, 2, "cpu", [{"rank": 0}, {"rank": 1}], 0]
-    assert told[1] == [1, 2, "cpu", None, 0]
+    assert told[0] == [0, 2, "cpu", [[[1 / 3] * 3, [[1, 1, 1]] * 3]], 0]
+    assert told[1] == [1, 2, "cpu", [], 0]
 
 
 def test_only_rank_zero_writes_and_speaks(two_processes):
@@ -257,7 +260,7 @@ def test_without_torchrun_a_process_is_alone(variables):
 def test_alone_nothing_is_communicated():
     tensor = torch.ones(3)
     assert distributed.all_sum(tensor) is tensor
-    assert distributed.gather_on_rank_zero("x") == ["x"]
+    assert list(distributed.columns_of_others([np.ones(3)], tensor.device)) == []
     assert distributed.from_rank_zero("x") == "x"
     distributed.barrier()
     distributed.share_buffers(torch.nn.BatchNorm2d(2))

@@ -4,7 +4,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from datasets.loader import evaluation_loader
 from detector.build import build_evaluation
 from detector.build_data import build_val
 from detector.inference import load_model, predict
@@ -81,17 +80,16 @@ def test_a_network_that_finds_nothing_scores_zero(evaluation_of, model):
     assert result["AP"] == result["AR300"] == 0
 
 
-def test_merged_shards_equal_the_whole_bit_for_bit(evaluation_of, model, monkeypatch, cpu):
-    whole, val = evaluation_of(), build_val(model.config, cpu)
-    options = {"short_side": 64, "long_side": 96, "pad_multiple": 32, "batch_size": 3, "world_size": 2}
-    shards = [replace(whole, batches=evaluation_loader(val, rank=rank, **options)) for rank in (0, 1)]
-    states = []
-    monkeypatch.setattr("detector.evaluation.predict.gather_on_rank_zero", states.append)
-    assert shards[1].run(model.network) is None  # as on every rank but 0
-    monkeypatch.setattr("detector.evaluation.predict.gather_on_rank_zero", lambda state: [state, *states])
-    merged = shards[0].run(model.network)
-    monkeypatch.undo()
-    assert merged == whole.run(model.network)
+def test_an_image_that_is_evaluated_twice_or_not_at_all_is_an_error(evaluation_of, model):
+    evaluation = evaluation_of(batch_size=3)
+    first, second, third = evaluation.batches
+    for batches, problem, index in (
+        ([first, second], "1 of 7 images were evaluated not at all", third.image_indices[0]),
+        ([first, second, third, third], "1 of 7 images were evaluated more than once", third.image_indices[0]),
+        ([], "7 of 7 images were evaluated not at all", 0),
+    ):
+        with pytest.raises(ValueError, match=f"{problem}, the first at index {index} of the annotations"):
+            list(replace(evaluation, batches=batches).detections(model.network))
 
 
 def test_numbers_that_are_not_comparable_are_warned_of(evaluation_of):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detector.evaluation import DetectionColumns, ResultsError
-from detector.evaluation.recording import part_path, record, recorded
+from detector.evaluation.recording import part_path, record, recorded, remove_parts
 
 
 def batch(images, *, first=0):
@@ -63,3 +63,12 @@ def test_a_part_that_is_not_there_is_an_error(tmp_path):
     list(record([batch([0])], tmp_path / "0"))
     with pytest.raises(ResultsError, match=r"/1: not there.* in a folder that all processes share"):
         recorded([tmp_path / "0", tmp_path / "1"])
+
+
+def test_parts_of_any_number_of_processes_are_removed_and_nothing_else(tmp_path):
+    path = tmp_path / "found [a].npz"
+    others = [path, tmp_path / "found a.npz.0.part", tmp_path / "found [a].npz.mine.part"]
+    for file in (*others, part_path(path, 0), part_path(path, 11)):
+        file.write_bytes(b"")
+    remove_parts(path)
+    assert sorted(tmp_path.iterdir()) == sorted(others)
