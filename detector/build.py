@@ -39,7 +39,7 @@ class Schedule:
 
     total_steps: int
     save_every: int
-    evaluate_every: int | None
+    evaluate_every: float | None  # not rounded: see `engine.is_due`
     learning_rate: Callable[[int], float]  # of a step
 
 
@@ -170,7 +170,8 @@ def build_schedule(config: c.Config, stream: TrainingStream) -> Schedule:
         warmup_factor=config.schedule.warmup_factor,
     )
     every = config.eval.every
-    return Schedule(total, steps(config.train.checkpoint_every), steps(every) if every else None, rate)
+    evaluate_every = max(1.0, every * unit) if every else None
+    return Schedule(total, steps(config.train.checkpoint_every), evaluate_every, rate)
 
 
 def _warmup_steps(schedule: c.Schedule, epoch: float, total: int) -> int:

@@ -30,6 +30,9 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         rename(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # which file is full, say, Python tells only of those it opens
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

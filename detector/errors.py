@@ -1,5 +1,6 @@
 """Errors that a user can cause, told in a line instead of a traceback."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from .evaluation.results import ResultsError
 from .yaml_files import ConfigError
 
 _BAD_PATH = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_BAD_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @contextmanager
@@ -22,5 +24,7 @@ def readable_errors() -> Iterator[None]:
         yield
     except (ConfigError, DataError, CheckpointError, ResultsError, FloatingPointError) as error:
         sys.exit(f"{rank}error: {error}")
-    except _BAD_PATH as error:
+    except OSError as error:
+        if not isinstance(error, _BAD_PATH) and error.errno not in _BAD_DISK:
+            raise
         sys.exit(f"{rank}error: {error.filename}: {error.strerror}")

@@ -1,9 +1,10 @@
 """One run per folder, also where several machines share the file system: a lease which its holder keeps alive.
 
 A lease is a small file in the run folder, lease_00000001.json and so on, that says who holds it. It is created by an
-exclusive open, which is atomic on network file systems as well; file locks are not used. A living holder touches its
-lease every 15 seconds. Taking over creates the lease of the next number, which only one process can do; a former holder
-that comes back finds it and stops. Times are those of the file server: clocks of machines are not compared.
+exclusive open, which is atomic on network file systems as well; file locks are not used. A living holder changes its
+lease every 15 seconds, and who wants to take over watches whether it does. Taking over creates the lease of the next
+number, which only one process can do; a former holder that comes back finds it and stops. No clock and no time of a file is
+compared with another machine's.
 """
 
 import json
@@ -11,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from .yaml_files import ConfigError
 _LEASES = "lease_" + "[0-9]" * 8 + ".json"
 
 HEARTBEAT = 15.0  # seconds
-STALE = 120.0  # seconds without a heartbeat; network file systems show the times of files up to a minute late
+STALE = 120.0  # seconds without a heartbeat; network file systems show what others write up to a minute late
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Lease:
         self._me = Holder(job, host(), machine(), os.getpid(), birth(os.getpid()))
         self._on_loss = on_loss
         self._path: Path | None = None
+        self._beats = 0
         self._made: list[Path] = []  # folders
         self._lost = ""
         self._over = threading.Event()
@@ -112,54 +115,48 @@ class Lease:
         """Take the lease of a number, unless another process is faster."""
         path = self.folder / f"lease_{number:08d}.json"
         try:
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(self._me)))
+            with open(path, "xb") as file:
+                file.write(self._content())
         except FileExistsError:
             return
+        except OSError:
+            with suppress(OSError):
+                path.unlink()  # an empty one would keep others waiting
+            raise
         self._path = path
         for older in self.folder.glob(_LEASES):
             if older < path:
                 older.unlink(missing_ok=True)
 
+    def _content(self) -> bytes:
+        """Who we are, and how many heartbeats there were: of the same length each time."""
+        return f"{json.dumps(asdict(self._me))}\n{self._beats:010d}\n".encode()
+
     def _outlive(self, lease: Path) -> None:
         """Return when the holder of a lease is known to be gone. Raises ConfigError when it is known to live."""
-        oldest = -1.0
-        while (age := self._age(lease)) is not None and age < self.stale:
+        end, first = time.monotonic() + self.stale, _sign_of_life(lease)
+        told = False
+        while time.monotonic() < end and (sign := _sign_of_life(lease)):
             holder = _read(lease)
             here = holder is not None and holder.machine == self._me.machine
             if here and birth(holder.pid) == holder.birth:
                 raise ConfigError(self._refusal(holder, "is alive"))
             if here or (holder and holder.job and holder.job == self._me.job):
                 return
-            if age < oldest:
+            if sign != first:
                 raise ConfigError(self._refusal(holder, "has just given a sign of life"))
-            if oldest < 0:
-                wait = self.stale - age
+            if not told:
                 print(
-                    f"{self.folder}: held by {holder}; waiting up to {wait:.0f} s to see whether it lives", flush=True
+                    f"{self.folder}: held by {holder}; waiting {self.stale:.0f} s to see whether it lives", flush=True
                 )
-            oldest = age
+                told = True
             time.sleep(self.heartbeat / 10)
 
     def _refusal(self, holder: Holder | None, sign: str) -> str:
         return (
-            f"{self.folder}: held by another run: {holder} {sign}. Stop it or wait for its end, or choose another folder by "
+            f"{self.folder}: held by another run: {holder or 'a process without a name'} {sign}. Stop it or wait for its end, or choose another folder by "
             f"output=FOLDER; a run on another machine counts as dead {self.stale:.0f} s after its last sign of life"
         )
-
-    def _age(self, lease: Path) -> float | None:
-        """Seconds since the last heartbeat, by the clock of the file system; None if the lease is gone."""
-        probe = self.folder / f"lease_probe.{host()}.{os.getpid()}.tmp"
-        try:
-            with open(lease, "rb") as file, open(probe, "wb") as now:  # opened, since attributes may be cached
-                now.write(b"now")
-                now.flush()
-                os.fsync(now.fileno())
-                return os.fstat(now.fileno()).st_mtime - os.fstat(file.fileno()).st_mtime
-        except FileNotFoundError:
-            return None
-        finally:
-            probe.unlink(missing_ok=True)
 
     def _live(self) -> None:
         while not self._over.wait(self.heartbeat) and not self._lost:
@@ -173,12 +170,20 @@ class Lease:
             newest = self._newest()
             holder = newest and _read(newest)
             if newest == self._path and holder == self._me:
-                os.utime(newest)
+                self._beat()
             elif not self._over.is_set():
                 what = f"taken over by {holder}" if holder else "its lease is gone"
                 self._lost = f"{self.folder}: {what}; this process writes nothing more and stops"
         except OSError:  # a file system that is away for a while; the next heartbeat will tell
             pass
+
+    def _beat(self) -> None:
+        """A sign of life in two ways: one needs no space on the disk, the other no file system that keeps times."""
+        with suppress(OSError):
+            os.utime(self._path)
+        self._beats += 1
+        with open(self._path, "r+b") as file:
+            file.write(self._content())
 
 
 def _number(lease: Path) -> int:
@@ -188,6 +193,15 @@ def _number(lease: Path) -> int:
 def _read(lease: Path) -> Holder | None:
     """The holder; None if the lease is gone, or not written yet."""
     try:
-        return Holder(**json.loads(lease.read_text(encoding="utf-8")))
+        return Holder(**json.loads(lease.read_text(encoding="utf-8").partition("\n")[0]))
     except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _sign_of_life(lease: Path) -> tuple[int, bytes] | None:
+    """What every heartbeat changes; None if the lease is gone."""
+    try:
+        with open(lease, "rb") as file:  # opened, since attributes may be cached
+            return os.fstat(file.fileno()).st_mtime_ns, file.read()
+    except FileNotFoundError:
         return None

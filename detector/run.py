@@ -19,7 +19,7 @@ from .hosts import elastic_job
 from .lease import Lease
 from .preemption import StopRequest, stop_on_signals
 from .pretrained import start_from
-from .training.engine import Run, train
+from .training.engine import Run, is_due, train
 from .training.run_log import RunLog
 
 
@@ -80,14 +80,14 @@ def _run(
         run_folder.introduce(log, config, data, run, schedule.total_steps, notes)
         (folder / resuming.MARKER).unlink(missing_ok=True)
         save = run_folder.Saver(run, data, config, process, lease, log)
-        with stop_on_signals(stop):
+        with stop_on_signals(stop):  # a second signal must not come between the checkpoint and the marker
             _train(run, config, data, schedule, evaluation, process, log, save, stop)
             save.finish()
+            if stop.agreed and process.rank == 0:
+                resuming.mark_stopped(folder, run.step, stop.signal)
+                log.say(f"asked to stop, saved step {run.step}: the same command goes on from there")
         if not stop.agreed:
             run_folder.conclude(log, run.step)
-        elif process.rank == 0:
-            resuming.mark_stopped(folder, run.step, stop.signal)
-            log.say(f"asked to stop, saved step {run.step}: the same command goes on from there")
     log.close()
     return not stop.agreed
 
@@ -99,7 +99,7 @@ def _train(
     """Train to the end, with the evaluations on the way, among them one that was missed when the run was stopped."""
     evaluate = partial(_evaluate, run, evaluation, log, data, config)
     every = schedule.evaluate_every
-    due = run.step >= schedule.total_steps or (every and run.step > 0 and run.step % every == 0)
+    due = run.step >= schedule.total_steps or (run.step > 0 and is_due(run.step, every))
     # A run may have been stopped between a checkpoint and the evaluation of the same step.
     if from_rank_zero(due and run.step not in log.evaluations()):
         evaluate()

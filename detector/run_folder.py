@@ -64,8 +64,14 @@ class Saver:
     def _write(self) -> None:
         self._lease.check()
         folder = Path(self._config.output) / "checkpoints"
-        save_checkpoint(step_path(folder, self._run.step), _content(self._run, self._data, self._config))
-        prune(folder, self._config.train.keep_checkpoints)
+        path = step_path(folder, self._run.step)
+        if not self._run.norm().isfinite():  # or good ones would make room for it
+            raise CheckpointError(f"{path}: not written, since weights or state are not finite")
+        save_checkpoint(path, _content(self._run, self._data, self._config))
+        try:
+            prune(folder, self._config.train.keep_checkpoints)
+        except OSError as error:
+            self._log.say(f"warning: {error.filename}: cannot be removed: {error.strerror}; older checkpoints stay")
 
 
 def keep_sick_step(run: Run, config: Config, process: Process, log: RunLog, step: NonFiniteStep, batch: Batch) -> None:
@@ -98,9 +104,10 @@ def introduce(log: RunLog, config: Config, data: Data, run: Run, total_steps: in
     if not log.enabled:
         return
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    write_text(log.folder / "config.yaml", resolved)
     here = {"step": run.step, "job": elastic_job(), **environment(run.network.device)}
+    # First: from config.yaml on, the folder holds a run, and a restart must find that it is its own.
     _append(log.folder / "environment.json", here)
+    write_text(log.folder / "config.yaml", resolved)
     log.say(resolved)
     for note in notes:
         log.say(note)

@@ -36,7 +36,7 @@ def train(
     save: Callable[[], None],
     evaluate: Callable[[], None],
     save_every: int,
-    evaluate_every: int | None,
+    evaluate_every: float | None,
     stop: StopRequest,
     on_nonfinite: Literal["stop", "skip"] = "stop",
     inspect: Callable[[NonFiniteStep, Batch], None] | None = None,
@@ -55,14 +55,14 @@ def train(
         clip_norm: largest L2 norm of the whole gradient; None leaves it as it is.
         compiled: run the network through torch.compile.
         save, evaluate: called by every process, after the step is counted; both may look at `run`.
-        save_every, evaluate_every: steps; evaluate_every None: only at the end.
+        save_every, evaluate_every: steps; evaluate_every may be a fraction (see `is_due`), or None: only at the end.
         stop: asked to stop by whoever holds it, on whichever process.
         on_nonfinite: "skip" goes on with the next batch, MOST_IN_A_ROW times in a row.
         inspect: called by every process with a step that is not finite, before it is left out or ends the run.
 
     Raises:
-        NonFiniteStep: on all processes, before the weights change, if a loss or gradient is not finite, and that is not
-            to be skipped, or too often.
+        NonFiniteStep: on all processes, before the weights change, if a loss, a gradient or the state is not finite, and
+            that is not to be skipped, or too often.
     """
     model = parallel(run.network, process)
     if compiled:
@@ -86,7 +86,7 @@ def train(
             numbers = sick.numbers | {"skipped": run.skipped}
         run.step += 1
         log.training(run.step, {**numbers, "learning_rate": rate}, run.criterion.classification)
-        due = run.step == total_steps or (evaluate_every and run.step % evaluate_every == 0)
+        due = run.step == total_steps or is_due(run.step, evaluate_every)
         if due or stop.agreed or run.step % save_every == 0:
             save()
         if stop.agreed:
@@ -94,6 +94,15 @@ def train(
         if due:
             evaluate()
             run.network.train()
+
+
+def is_due(step: int, every: float | None) -> bool:
+    """Whether step is the first that is not before a multiple of `every`; never for None.
+
+    Epochs are seldom a whole number of steps. If six of them were rounded to steps, the fourth evaluation of a run of 24
+    could come a step before its end, and the same model, nearly, would be evaluated twice.
+    """
+    return every is not None and int(step / every) > int((step - 1) / every)
 
 
 def optimize(
@@ -120,7 +129,7 @@ def optimize(
         stop: learns in `agreed` whether any process was asked to stop.
 
     Raises:
-        NonFiniteStep: on all processes, before anything changes, if a loss or gradient is not finite.
+        NonFiniteStep: on all processes, before anything changes, if a loss, a gradient or the state is not finite.
     """
     run.criterion.begin_step()
     run.optimizer.zero_grad()
@@ -130,17 +139,18 @@ def optimize(
     run.scaler.unscale_(run.optimizer)
     parameters = [p for p in run.network.parameters() if p.requires_grad]
     norm = nn.utils.clip_grad_norm_(parameters, clip_norm or math.inf)
-    losses, norm = _agree(losses, norm, stop)
-    # Under fp16 an overflowing gradient is ordinary: the scaler leaves the step out and tries a smaller scale. A gradient
-    # that overflows without any scale never will be finite.
+    losses, norm, state = _agree(losses, norm, run.norm(), stop)
     finite = math.isfinite(norm)
+    # By what all processes have agreed on: the scaler itself looks at the gradient of its own process alone.
+    run.scaler.update(None if finite else scale / 2)
+    # Under fp16 an overflowing gradient is ordinary: the step is left out, and a smaller scale is tried. A gradient that
+    # overflows without any scale never will be finite.
     ordinary = precision == "fp16" and scale >= 1
-    if not all(map(math.isfinite, losses.values())) or not (finite or ordinary):
+    if not all(map(math.isfinite, [*losses.values(), state])) or not (finite or ordinary):
         statistics.restore()
-        run.scaler.update()
-        raise NonFiniteStep(run.step, losses, norm, rank=process.rank, image_ids=batch.image_ids)
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
+        raise NonFiniteStep(run.step, losses, norm, state, rank=process.rank, image_ids=batch.image_ids)
+    if finite:
+        run.optimizer.step()  # not by the scaler: the gradient is unscaled
     run.criterion.after_backward(gradient_scale=scale * process.world_size, step_taken=finite)
     if run.ema and finite:
         run.ema.update_parameters(run.network)
@@ -191,14 +201,20 @@ def _backward(
     return sums, positives
 
 
-def _agree(losses: dict[str, Tensor], norm: Tensor, stop: StopRequest | None) -> tuple[dict[str, float], float]:
-    """The losses of all processes and the norm of the gradient; also settles whether to stop. One all-reduce.
+def _agree(
+    losses: dict[str, Tensor], norm: Tensor, state: Tensor, stop: StopRequest | None
+) -> tuple[dict[str, float], float, float]:
+    """The losses of all processes, the norms of gradient and state; also settles whether to stop. One all-reduce.
 
     What is not finite on one process is not finite on all, so that all of them come to the same verdict.
     """
     asked = norm.new_tensor(float(stop is not None and stop.requested))
-    own = torch.stack([*(loss.float() for loss in losses.values()), norm.float(), asked.float()])
-    *values, norm_sum, asked_sum, own_norm = torch.cat([all_sum(own.clone()), own[-2:-1]]).tolist()
+    own = torch.stack([*(loss.float() for loss in losses.values()), asked.float(), norm.float(), state.float()])
+    *values, norm_sum, state_sum, own_norm, own_state = torch.cat([all_sum(own.clone()), own[-2:]]).tolist()
     if stop is not None:
-        stop.agreed = asked_sum > 0
-    return dict(zip(losses, values, strict=True)), own_norm if math.isfinite(norm_sum) else norm_sum
+        stop.agreed = values[-1] > 0
+    return (
+        dict(zip(losses, values[:-1], strict=True)),
+        own_norm if math.isfinite(norm_sum) else norm_sum,
+        own_state if math.isfinite(state_sum) else state_sum,
+    )

@@ -13,22 +13,24 @@ MOST_WRITTEN = 3  # files per process: each may hold hundreds of megabytes
 
 
 class NonFiniteStep(FloatingPointError):
-    """Raised on all processes by a step whose loss or gradient is not finite on one of them; the step has changed nothing.
+    """Raised on all processes by a step that is not finite on one of them; the step has changed nothing.
 
     Args:
         step: steps done before it.
-        losses, norm: of all processes, and of the gradient.
+        losses, norm, state: of all processes, of the gradient, and of what the step began with (`Run.norm`).
         rank, image_ids: of this process.
     """
 
-    def __init__(self, step: int, losses: dict[str, float], norm: float, *, rank: int, image_ids: list[int]):
+    def __init__(
+        self, step: int, losses: dict[str, float], norm: float, state: float, *, rank: int, image_ids: list[int]
+    ):
         super().__init__(
-            f"step {step}: loss {losses}, norm of the gradient {norm}: not finite. Process {rank} had the "
-            f"images {image_ids}. The weights were not changed and no checkpoint was written; resume from the last "
+            f"step {step}: loss {losses}, norm of the state {state}, norm of the gradient {norm}: not finite. Process {rank} "
+            f"had the images {image_ids}. The weights were not changed and no checkpoint was written; resume from the last "
             "one with a lower learning rate, a longer warm-up, optimizer.clip_norm or fp32, or look at these images. "
             "train.on_nonfinite=skip leaves such steps out"
         )
-        self.numbers = {"loss": sum(losses.values()), **losses, "gradient_norm": norm}
+        self.numbers = {"loss": sum(losses.values()), **losses, "gradient_norm": norm, "state_norm": state}
 
 
 class MovingStatistics(NamedTuple):

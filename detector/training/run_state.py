@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
@@ -21,7 +22,7 @@ class Run:
     scaler: GradScaler  # disabled unless precision is fp16
     ema: AveragedModel | None = None
     step: int = 0  # optimizer steps done, those left out among them
-    skipped: int = 0  # steps left out since loss or gradient was not finite
+    skipped: int = 0  # steps left out since a number was not finite
     skipped_in_a_row: int = 0
 
     def state_dict(self) -> dict:
@@ -58,6 +59,24 @@ class Run:
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"])
+
+    @torch.no_grad()
+    def norm(self) -> Tensor:
+        """Scalar: the norm of all that the next step goes on from; not finite if any number in it is not.
+
+        Weights, statistics, averages, sums of the criterion, momentum, learning rate and loss scale. Only some of them
+        show in a loss: momentum that is not finite spoils the weights after losses and gradients have been looked at.
+        """
+        momentum = [value for state in self.optimizer.state.values() for value in state.values()]
+        averages = self.ema.parameters() if self.ema else ()
+        norms = []
+        for part in (self.network.parameters(), self.network.buffers(), averages, self.criterion.buffers(), momentum):
+            # AdamW's counts of steps, without a dimension, are on the CPU.
+            numbers = [t for t in part if isinstance(t, Tensor) and t.is_floating_point() and t.ndim > 0]
+            norms += torch._foreach_norm(numbers) if numbers else ()
+        rates = sum(group["lr"] for group in self.optimizer.param_groups)
+        norms.append(norms[0].new_tensor(rates + self.scaler.get_scale()))
+        return torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
 
     @property
     def evaluated_network(self) -> RetinaNet:

@@ -4,15 +4,19 @@ import json
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
-from detector import checkpoint
+from detector import checkpoint, resuming, run_folder
 from detector.benchmarks.soak import compare
 from detector.checkpoint import CheckpointError, saved_steps, step_path
+from detector.durable import write_text
+from detector.errors import readable_errors
 from detector.preemption import SIGNALS, StopRequest, stop_on_signals
 from detector.resuming import what_to_resume
 from detector.run import run_training
+from detector.run_folder import Saver
 from detector.training import engine
 from detector.yaml_files import ConfigError
 
@@ -83,6 +87,27 @@ def test_a_run_that_is_asked_to_stop_saves_and_the_same_call_goes_on(
     assert not differences(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_second_signal_does_not_come_between_the_checkpoint_and_the_marker(
+    make_config, cpu, tmp_path, asked_in, monkeypatch
+):
+    finish = Saver.finish
+
+    def signalled(save):
+        finish(save)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    def marked(*args):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        mark(*args)
+
+    mark = resuming.mark_stopped
+    monkeypatch.setattr(Saver, "finish", signalled)
+    monkeypatch.setattr(resuming, "mark_stopped", marked)
+    asked_in(3)
+    assert run_training(make_config(tmp_path), cpu) is False
+    assert json.loads((tmp_path / "preempted.json").read_text())["step"] == 3
+
+
 def test_signals_end_the_process_as_before_when_the_run_is_over():
     before, stop = [signal.getsignal(number) for number in SIGNALS], StopRequest()
     with stop_on_signals(stop):
@@ -92,8 +117,9 @@ def test_signals_end_the_process_as_before_when_the_run_is_over():
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+@pytest.mark.parametrize("number", SIGNALS)
 def test_processes_that_read_images_outlive_the_signal_that_a_batch_system_sends_to_all(
-    make_config, cpu, tmp_path, monkeypatch
+    make_config, cpu, tmp_path, monkeypatch, number
 ):
     optimize, hit = engine.optimize, []
 
@@ -101,7 +127,7 @@ def test_processes_that_read_images_outlive_the_signal_that_a_batch_system_sends
         if run.step == 1:
             hit.extend(multiprocessing.active_children())
             for child in hit:
-                os.kill(child.pid, signal.SIGTERM)
+                os.kill(child.pid, number)
         return optimize(run, *args, **options)
 
     monkeypatch.setattr(engine, "optimize", signalled)
@@ -119,6 +145,29 @@ def test_another_configuration_does_not_go_on_unasked(make_config, cpu, tmp_path
         run_training(different, cpu)
     assert (tmp_path / "preempted.json").exists()
     assert run_training(different, cpu, "auto")
+
+
+def test_a_torchrun_job_that_was_killed_while_it_wrote_down_its_configuration_starts_again(
+    make_config, cpu, tmp_path, monkeypatch
+):
+    # Both orders of the two files: what is written first must not make the folder that of another run.
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job 7")
+    for written in (0, 1):
+        folder, left = tmp_path / str(written), [written]
+
+        def killed(path, text, left=left):
+            if path.suffix in (".yaml", ".json"):
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+            write_text(path, text)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run_folder, "write_text", killed)
+            with pytest.raises(KeyboardInterrupt):
+                run_training(make_config(folder), cpu)
+        assert folder.exists()
+        assert what_to_resume(folder, None, make_config(folder), "job 7") in (None, "auto")
 
 
 def folder_of(tmp_path, config, job, *saved):
@@ -202,6 +251,23 @@ def test_training_goes_on_when_a_checkpoint_cannot_be_written(make_config, cpu, 
     assert (tmp_path / "log.txt").read_text().count(told) == 1
 
 
+def test_training_goes_on_when_an_older_checkpoint_cannot_be_removed(make_config, cpu, tmp_path, monkeypatch):
+    unlink, times = Path.unlink, [1]
+
+    def fail(path, missing_ok=False):
+        if path.suffix == ".pt" and times[0]:
+            times[0] -= 1
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", fail)
+    assert run_training(make_config(tmp_path, {"train": {"keep_checkpoints": 1}}), cpu)
+    assert steps(tmp_path) == [6], "the next one removes what has stayed"
+    log = (tmp_path / "log.txt").read_text()
+    assert "step_00000002.pt: cannot be removed: Permission denied; older checkpoints stay" in log
+    assert "no checkpoint of step" not in log
+
+
 def test_the_last_checkpoint_is_tried_again_when_all_else_is_done(make_config, cpu, tmp_path, broken_disk):
     broken_disk(step_6=1)
     assert run_training(make_config(tmp_path), cpu)
@@ -230,6 +296,14 @@ def test_a_run_that_is_asked_to_stop_and_cannot_save_does_not_claim_to_have(
         run_training(make_config(tmp_path), cpu)
     assert not (tmp_path / "preempted.json").exists()
     assert steps(tmp_path) == [2]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
+@pytest.mark.parametrize("name", ["environment.json", "config.yaml"])
+def test_a_disk_that_is_full_from_the_start_is_told_in_a_line(make_config, cpu, tmp_path, name):
+    (tmp_path / f"{name}.{os.getpid()}.tmp").symlink_to("/dev/full")
+    with pytest.raises(SystemExit, match=f"^error: {tmp_path / name}: No space left on device$"), readable_errors():
+        run_training(make_config(tmp_path), cpu)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 # Each process does one job after the other, given by the configuration of a run and what happens to which rank in which
 # step: a signal, or a value let in at a place. The last job ends with the death of rank 1, and rank 0 asked to stop.
 PROCESS = """
-import copy, json, math, os, signal, sys
+import hashlib, json, math, os, signal, sys
 from pathlib import Path
 import torch
 from detector.config import parse_config
@@ -30,7 +30,7 @@ from detector.training.nonfinite import NonFiniteStep
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
-optimize = engine.optimize
+optimize, ends = engine.optimize, {}
 
 def spoil(tensor):
     spoiled = tensor.clone()
@@ -40,7 +40,21 @@ def spoil(tensor):
 def flat(run):
     state = {k: v for k, v in run.state_dict().items() if k not in ("scaler", "random", "optimizer", "step")}
     moments = [v for p in run.optimizer.state_dict()["state"].values() for v in p.values()]
-    return copy.deepcopy([v for part in state.values() if isinstance(part, dict) for v in part.values()] + moments)
+    parts = [v for part in state.values() if isinstance(part, dict) for v in part.values()]
+    return [v.numpy().tobytes() for v in parts + moments]  # NaN is not equal to itself
+
+def digest(run):  # without BatchNorm's statistics, which each process gathers on its own
+    averages = run.ema.parameters() if run.ema else ()
+    moments = [v for p in run.optimizer.state_dict()["state"].values() for v in p.values()]
+    state = [*run.network.parameters(), *averages, *run.criterion.buffers(), *moments]
+    return hashlib.sha256(b"".join(v.detach().numpy().tobytes() for v in state)).hexdigest()
+
+STATE = {
+    "weight": lambda run: run.network.head.logits.weight,
+    "EFL": lambda run: run.criterion.classification.positive_gradient,
+    "momentum": lambda run: run.optimizer.state[run.network.head.logits.weight]["momentum_buffer"],
+    "average": lambda run: run.ema.module.head.deltas.weight,
+}
 
 def let_in(run, place):
     network = run.network
@@ -59,15 +73,24 @@ def let_in(run, place):
             levels = getattr(output, place)
             return output._replace(**{place: [spoil(levels[0]), *levels[1:]]})
         return network.head.register_forward_hook(change).remove
+    if place in STATE:  # as bits that flip in memory would have it
+        sick = STATE[place](run).detach()
+        good = sick.clone()
+        sick[-1] = math.nan
+        return lambda: sick.copy_(good)
+    if place == "learning rate":
+        group = run.optimizer.param_groups[0]
+        rate, group["lr"] = group["lr"], math.inf
+        return lambda: group.update(lr=rate)
     if place == "gradient":
         return network.head.logits.weight.register_hook(spoil).remove
     assert place == "gradient after the all-reduce"  # as memory that fails on one machine would have it
-    clip = torch.nn.utils.clip_grad_norm_
-    def spoiled(parameters, norm):
-        parameters[3].grad[-1] = math.nan
-        return clip(parameters, norm)
-    torch.nn.utils.clip_grad_norm_ = spoiled
-    return lambda: setattr(torch.nn.utils, "clip_grad_norm_", clip)
+    unscale = run.scaler.unscale_
+    def spoiled(optimizer):
+        network.head.logits.weight.grad[-1] = math.nan
+        unscale(optimizer)
+    run.scaler.unscale_ = spoiled
+    return lambda: delattr(run.scaler, "unscale_")
 
 with process_group("cpu") as process:
     for number, (values, happens) in enumerate(json.loads((folder / "jobs.json").read_text())):
@@ -83,20 +106,23 @@ with process_group("cpu") as process:
             try:
                 return optimize(run, *args, **options)
             except NonFiniteStep:
-                same = all(torch.equal(a, b) for a, b in zip(before, flat(run), strict=True))
-                told.append([run.step + 1, same])
+                told.append([run.step + 1, before == flat(run)])
                 raise
             finally:
+                ends[number] = run
                 for remove in undo:
                     remove()
 
         engine.optimize = eventful
         complete = run_training(parse_config(values), process)
-        told.append(complete)
+        told += [complete, digest(ends[number])]
         (folder / f"job_{number}_of_{process.rank}.json").write_text(json.dumps(told))
 """
 
-PLACES = ["pixels", "trunk", "logits", "deltas", "classification", "box", "gradient", "gradient after the all-reduce"]
+PLACES = [
+    "pixels", "trunk", "logits", "deltas", "classification", "box", "gradient", "gradient after the all-reduce",
+    "weight", "EFL", "momentum", "average", "learning rate",
+]  # fmt: skip
 EVERYTHING = {"model": {"backbone": {"norm": "bn"}}, "train": {"ema_decay": 0.9, "on_nonfinite": "skip"}}
 
 
@@ -107,8 +133,9 @@ def done(make_config, tmp_path_factory):
     asked = make_config(folder / "asked"), [(3, 1, "SIGUSR1")]
     sick = make_config(folder / "sick", {**EVERYTHING, "schedule": {"length": 2 * len(PLACES) + 1}})
     one_sick = [(2 * i + 2, 1 - i % 2, place) for i, place in enumerate(PLACES)]
+    half = make_config(folder / "half", {"train": {"precision": "fp16"}}), [(5, 1, "gradient after the all-reduce")]
     dies = make_config(folder / "dies"), [(4, 0, "SIGTERM"), (4, 1, "SIGKILL")]
-    jobs = [(make_config(folder / "whole"), []), asked, (*asked[:1], []), (sick, one_sick), dies]
+    jobs = [(make_config(folder / "whole"), []), asked, (*asked[:1], []), (sick, one_sick), half, dies]
     (folder / "jobs.json").write_text(json.dumps([(c.model_dump(mode="json"), happens) for c, happens in jobs]))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -130,7 +157,10 @@ def done(make_config, tmp_path_factory):
 
 
 def told(done, job):
-    return [json.loads((done[0] / f"job_{job}_of_{rank}.json").read_text()) for rank in (0, 1)]
+    """By each rank: the steps that were refused, and whether the state stayed as it was; whether the run was complete."""
+    both = [json.loads((done[0] / f"job_{job}_of_{rank}.json").read_text()) for rank in (0, 1)]
+    assert both[0][-1] == both[1][-1], "weights and state at the end differ between the ranks"
+    return [of_rank[:-1] for of_rank in both]
 
 
 def test_both_stop_at_the_same_step_though_only_one_was_asked(done):
@@ -152,6 +182,13 @@ def test_what_is_not_finite_on_one_rank_is_refused_by_both_and_leaves_nothing(do
     assert last["skipped"] == [len(PLACES), 0]
     state = [*last["model"].values(), *last["ema"].values(), *last["criterion"].values()]
     assert all(torch.isfinite(value).all() for value in state)
+
+
+def test_under_fp16_both_leave_out_a_step_that_overflows_on_one_of_them_after_the_all_reduce(done):
+    assert told(done, 4) == [[True], [True]]
+    records = [json.loads(line) for line in (done[0] / "half" / "metrics.jsonl").read_text().splitlines()]
+    left_out = [record["step"] for record in records if record.get("gradient_norm", 0.0) is None]
+    assert {4, 5, 6} & set(left_out) == {5}, "by itself, only the first steps overflow"
 
 
 def test_each_rank_keeps_its_own_share_of_a_sick_batch(done):

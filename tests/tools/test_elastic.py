@@ -1,6 +1,7 @@
 """Training under torchrun with processes that are killed, and how tools/soak.py compares runs."""
 
 import json
+import math
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detector.benchmarks.soak import compare, workers_of
+from detector.benchmarks.soak import Difference, compare, is_too_much, workers_of
 from detector.checkpoint import save_checkpoint, step_path
 
 TRAIN = Path(__file__).resolve().parents[2] / "tools" / "train.py"
@@ -89,6 +90,9 @@ def test_comparing_finds_what_differs(tmp_path):
     def different(ours, theirs):
         return {part.part: part.different for part in compare(ours, theirs) if part.different}
 
+    def relative(ours, theirs):
+        return {part.part: part.relative for part in compare(ours, theirs) if part.different}
+
     first = leave("first")
     assert different(first, leave("same", seconds=7.0)) == {}
     assert sum(part.values for part in compare(first, first)) == 1 + 3 + 2 + 1 + 2 + 1
@@ -97,3 +101,22 @@ def test_comparing_finds_what_differs(tmp_path):
     assert different(first, leave("missing", state={"model": {"a": torch.ones(3)}})) == {"model": 1}
     assert different(first, leave("step", state={"step": 3})) == {"step": 1}
     assert different(first, leave("loss", loss=0.6)) == {"log of steps": 1}
+    # A difference of 0.1 among three ones and two zeros; of 0.1 and 0 to 0.5 and 1 in the log, whose step is no real number.
+    assert relative(first, tmp_path / "weights")["model"] == pytest.approx(0.1 / 3**0.5)
+    assert relative(first, tmp_path / "loss") == {"log of steps": pytest.approx(0.1 / 0.5)}
+    assert relative(first, tmp_path / "step") == {"step": math.inf}
+    assert relative(first, tmp_path / "missing") == {"model": math.inf}
+    assert relative(first, leave("NaN", state={"model": {"a": torch.full((3,), math.nan), "b": torch.zeros(2)}}))
+
+
+@pytest.mark.parametrize(
+    ("part", "relative", "processes", "too_much"),
+    [
+        ("model", 1e-9, 2, True), ("model", 1e-9, 3, False), ("model", 2e-3, 3, True), ("criterion", 2e-3, 3, True),
+        ("optimizer", 0.1, 3, False), ("step", math.inf, 3, True), ("model", math.nan, 3, True),
+        ("log of steps", 0.1, 1, True),
+    ],
+)  # fmt: skip
+def test_what_differs_is_too_much_beyond_rounding(part, relative, processes, too_much):
+    assert is_too_much(Difference(part, 7, 1, relative), processes) is too_much
+    assert not is_too_much(Difference(part, 7, 0, 0.0), processes)

@@ -9,7 +9,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from detector.model.backbone import resnet
 from detector.preemption import StopRequest
-from detector.training.engine import train
+from detector.training.engine import is_due, train
 from detector.training.run_log import RunLog
 from losses import EqualizedFocalLoss
 
@@ -317,3 +317,10 @@ def test_what_is_evaluated_is_saved_first_and_the_end_always_is(start, cpu, tmp_
     assert ", ".join(events) == ("save 2, save 3, evaluate 3, save 4, save 6, evaluate 6, save 7, evaluate 7")
     assert rates == list(range(7))
     assert {group["lr"] for group in run.optimizer.param_groups} == {0.25 * 6}
+
+
+def test_the_last_of_evenly_spread_evaluations_is_that_of_the_end():
+    # 24 epochs of 277.375 steps, rounded to 6,657 steps; every six epochs.
+    assert [step for step in range(1, 6658) if is_due(step, 6 * 277.375)] == [1665, 3329, 4993, 6657]
+    assert [step for step in range(1, 8) if is_due(step, 2)] == [2, 4, 6]
+    assert not is_due(4, None)

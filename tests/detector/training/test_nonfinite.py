@@ -63,6 +63,16 @@ def let_in(run, place, value, patch):
         parameter.register_hook(lambda gradient: spoil(gradient, value))
 
 
+# Where it can be before the step begins, by bits that flip in memory.
+STATE = {
+    "weight": lambda run: run.network.head.logits.weight,
+    "weight that no loss without an object sees": lambda run: run.network.head.quality.weight,
+    "statistic": lambda run: run.network.backbone.layer2[0].bn1.running_var,
+    "positive gradient": lambda run: run.criterion.classification.positive_gradient,
+    "negative gradient": lambda run: run.criterion.classification.negative_gradient,
+    "momentum": lambda run: run.optimizer.state[run.network.head.logits.weight]["momentum_buffer"],
+    "average": lambda run: run.ema.module.head.deltas.weight,
+}
 PLACES = [
     "pixels",
     "trunk",
@@ -88,7 +98,7 @@ def assert_same(ours, theirs, where=""):
         for a, b in pairs:
             assert_same(a, b, f"{where} {a[0] if isinstance(ours, dict) else ''}")
     elif isinstance(ours, torch.Tensor):
-        assert torch.equal(ours, theirs), where
+        assert ours.numpy().tobytes() == theirs.numpy().tobytes(), where  # NaN is not equal to itself
     else:
         assert ours == theirs, where
 
@@ -121,6 +131,62 @@ def test_what_is_not_finite_is_refused_wherever_it_starts_and_leaves_nothing(
     clean.load_state_dict(copy.deepcopy(begun[0]))
     assert steps(run, begun[1][1:2]) == steps(clean, begun[1][1:2]), "the next step is as if it had not been"
     assert_same(state(run), state(clean))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("place", STATE)
+def test_state_that_is_not_finite_is_refused_and_spreads_no_further(start, steps, begun, place, value):
+    run, _ = start(**EVERYTHING)
+    run.load_state_dict(copy.deepcopy(begun[0]))
+    sick = STATE[place](run).detach()
+    good = sick.clone()
+    sick[-1] = value
+    before = state(run)
+    with pytest.raises(NonFiniteStep, match=r"norm of the state (nan|inf), .* not finite"):
+        steps(run, begun[1][:1])
+    assert_same(before, state(run))
+    sick.copy_(good)
+    assert_same(begun[0]["model"], run.network.state_dict())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_learning_rate_that_is_not_finite_is_refused(start, steps, begun, value):
+    run, _ = start(**EVERYTHING)
+    run.load_state_dict(copy.deepcopy(begun[0]))
+    run.optimizer.param_groups[1]["lr"] = value
+    before = state(run)
+    del before["optimizer"]["param_groups"]
+    with pytest.raises(NonFiniteStep, match=r"norm of the state (nan|inf)"):
+        steps(run, begun[1][:1])
+    after = state(run)
+    del after["optimizer"]["param_groups"]
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_scale_that_is_not_finite_is_refused(start, steps, value):
+    run, batches = start(train={"precision": "fp16", "ema_decay": 0.9})
+    run.scaler.load_state_dict({**run.scaler.state_dict(), "scale": value})
+    before = state(run)
+    with pytest.raises(NonFiniteStep, match=r"norm of the state (nan|inf)"):
+        steps(run, batches[:1], precision="fp16")
+    assert_same(before, state(run))
+
+
+def test_a_sick_state_is_not_saved_and_good_checkpoints_stay(make_config, cpu, tmp_path, monkeypatch):
+    optimize = engine.optimize
+
+    def spoiled(run, *args, **options):
+        numbers = optimize(run, *args, **options)
+        if run.step + 1 == 4:
+            run.ema.module.head.deltas.weight.data[0] = math.nan
+        return numbers
+
+    monkeypatch.setattr(engine, "optimize", spoiled)
+    with pytest.raises(NonFiniteStep, match=r"^step 4: .*norm of the state nan"):
+        run_training(make_config(tmp_path, {"train": {"ema_decay": 0.9}}), cpu)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002.pt"]
+    assert "step_00000004.pt: not written, since weights or state are not finite" in (tmp_path / "log.txt").read_text()
 
 
 @pytest.fixture
