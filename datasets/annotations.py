@@ -16,6 +16,9 @@ from .coco import CocoImage, Objects, decode
 from .errors import DataError
 from .texts import Texts
 
+# Far above every dataset there is. Curves of precision take 100 kB for each class, the head of a detector as much.
+MAX_CLASSES = 2**16
+
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
@@ -108,6 +111,10 @@ def _parse(path: Path) -> Annotations:
     content = decode(path)
     categories, images = sorted(content.categories, key=lambda c: c.id), sorted(content.images, key=lambda i: i.id)
     category_ids = _unique_ids(path, "categories", [c.id for c in categories])
+    if len(categories) > MAX_CLASSES:
+        raise DataError(
+            f"{path}: 'categories' lists {len(categories):,} classes; {MAX_CLASSES:,} at most can be told apart"
+        )
     image_ids = _unique_ids(path, "images", [i.id for i in images])
     owners, labels = _checked_indices(path, content.objects, image_ids, category_ids)
     order = np.argsort(owners, kind="stable")

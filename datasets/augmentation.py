@@ -12,6 +12,8 @@ from numpy.random import Generator
 
 from .transforms import Colors, Region
 
+_MAX_SIDE = 2**13
+
 
 @dataclass(frozen=True, kw_only=True)
 class Crop:
@@ -208,6 +210,7 @@ def _check(valid: bool, name: str, value: object, expected: str) -> None:
 
 def _check_size(size: tuple[int, int]) -> None:
     _check(min(size) >= 4, "size", list(size), "at least 4 x 4 (height, width)")
+    _check(max(size) <= _MAX_SIDE, "size", list(size), f"at most {_MAX_SIDE} x {_MAX_SIDE} (height, width)")
 
 
 def _check_scales(low: float, high: float) -> None:

@@ -19,6 +19,7 @@ _NEXT_RECORD = re.compile(_SPACE + b"," + _SPACE + rb"(?=\{)")
 _LAST_RECORD = re.compile(rb"\}" + _SPACE + rb"\]")
 _AFTER_VALUE = re.compile(_SPACE + b"[,}]")
 _TRIES = 1000
+_NOT_A_VALUE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class IrregularFileError(Exception):
@@ -72,7 +73,7 @@ def _records(
         end, following = _last_cut(window)
         try:
             records = decoder.decode(b"[" + window[:end] + b"]")
-        except msgspec.DecodeError:  # as it should be where the list ends in this window
+        except _NOT_A_VALUE:  # as it should be where the list ends in this window
             records, following = [], 0
         if not records:
             records, length = _rest(window, decoder)
@@ -96,7 +97,7 @@ def _rest(window: bytes, decoder: msgspec.json.Decoder) -> tuple[list, int]:
     for match in islice(_LAST_RECORD.finditer(window), _TRIES):
         try:
             return decoder.decode(b"[" + window[: match.end()]), match.end()
-        except msgspec.DecodeError:
+        except _NOT_A_VALUE:
             continue
     raise IrregularFileError("no end of a list")
 
@@ -106,6 +107,6 @@ def _value_length(window: bytes) -> int:
         try:
             msgspec.json.decode(window[: match.start()])
             return match.start()
-        except msgspec.DecodeError:
+        except _NOT_A_VALUE:
             continue
     raise IrregularFileError("no end of a value")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .annotations import Annotations
 from .boxes import clipped_boxes, usable_objects
+from .errors import DataError, UnreadableImage
 from .images import check_images, read_image
 from .transforms import View, apply_view, visible_fraction
 
@@ -37,6 +38,7 @@ class DetectionDataset:
         antialias: see `apply_view`.
         legacy_offset: see `apply_view`. Objects at most 1 pixel wide or high are then no targets, and keep_empty False leaves
             out an image with one such object and no other, both as in United-Perception.
+        allow_missing: less than half of the images may be missing: reading those is an error.
 
     Raises:
         DataError: images are missing, or there is not one usable box.
@@ -50,8 +52,9 @@ class DetectionDataset:
         keep_empty: bool = True,
         antialias: bool = True,
         legacy_offset: bool = False,
+        allow_missing: bool = False,
     ):
-        check_images(annotations, images)
+        check_images(annotations, images, allow_missing=allow_missing)
         self.annotations = annotations
         self.images = Path(images)
         self._usable, self.report = usable_objects(annotations)
@@ -78,6 +81,14 @@ class DetectionDataset:
         height, width = self.annotations.image_sizes[self.image_indices[index]].tolist()
         return height, width
 
+    def path(self, index: int) -> Path:
+        """Where an image lies."""
+        return self.images / str(self.annotations.file_names[self.image_indices[index]])
+
+    def called(self, index: int) -> str:
+        """The id of an image and whose it is, for messages."""
+        return f"image {self.annotations.image_ids[self.image_indices[index]]} of {self.annotations.path}"
+
     def read(self, index: int, view: View) -> tuple[Tensor, Targets]:
         """An image, (3, h, w) uint8, and its targets, as `view` shows them.
 
@@ -85,10 +96,13 @@ class DetectionDataset:
         which less than a pixel is left in height or width are dropped.
 
         Raises:
-            DataError: the file is missing, damaged, or not of the size that the annotations give.
+            UnreadableImage: the file is missing, damaged, or not of the size that the annotations give.
         """
         image = int(self.image_indices[index])
-        pixels = read_image(self.images / str(self.annotations.file_names[image]), self.size(index))
+        try:
+            pixels = read_image(self.path(index), self.size(index))
+        except DataError as error:
+            raise UnreadableImage(f"{error} ({self.called(index)})") from error
         objects = self.annotations.objects(image)
         usable = self._usable[objects]
         labels, learned = self.annotations.labels[objects][usable], self._learned[objects][usable]

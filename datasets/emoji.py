@@ -54,9 +54,11 @@ class _Options:
     def __post_init__(self) -> None:
         _require(10 <= self.categories <= MAX_CATEGORIES, f"categories {self.categories}: from 10 to {MAX_CATEGORIES}")
         _require(min(self.train_images, self.val_images) > 0, "train_images and val_images: at least 1 each")
+        _require(max(self.train_images, self.val_images) <= 10**7, "train_images and val_images: at most 10000000 each")
         _require(min(self.image_size) >= 32, f"image_size {self.image_size}: at least 32 pixels")
+        _require(max(self.image_size) <= 2**13, f"image_size {self.image_size}: at most 8192 pixels")
         _require(self.seed >= 0, f"seed {self.seed}: at least 0")
-        _require(self.max_objects > 0, f"max_objects {self.max_objects}: at least 1")
+        _require(0 < self.max_objects <= 1000, f"max_objects {self.max_objects}: at least 1, at most 1000")
         sizes = f"min_size {self.min_size}, max_size {self.max_size}"
         _require(0 < self.min_size <= self.max_size <= 0.8, f"{sizes}: 0 < min_size <= max_size <= 0.8")
         _require(self.count_scale is None or self.count_scale > 0, f"count_scale {self.count_scale}: above 0")

@@ -1,69 +1,60 @@
-"""Batches of images and targets, read by worker processes.
+"""Batches of images and targets, read ahead by worker processes: any number of them gives the same bits."""
 
-A batch is a function of the dataset, the seed and its number alone: any number of workers gives the same bits.
-"""
-
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Literal
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from .augmentation import Augmentation
+from .batches import Batch, EvaluationBatches, Packed, TrainingBatches, padded_size
+from .casualties import Casualties
 from .dataset import DetectionDataset, Targets
-from .errors import DataError
+from .errors import DataError, UnreadableImage
 from .samplers import TrainingStream
-from .scenes import Scene, draw_scenes, read_scene, single
+from .scenes import draw_scenes
 from .transforms import View, resized_size
+from .unreadable import SceneReader, ShowingNothing
+from .workers import Watch, compute_ahead
 
-
-class Batch(NamedTuple):
-    """The images of one process in one step, or of one evaluation batch."""
-
-    images: list[Tensor]  # (3, h, w) uint8 RGB, not padded, channels last in memory
-    targets: list[Targets]
-    image_indices: list[int]  # into the annotations; of a mosaic or MixUp, its first image
-    image_ids: list[int]
-    original_sizes: list[tuple[int, int]]  # height, width before resizing
-    padded_sizes: list[tuple[int, int]]  # height, width that each image is to be padded to
-
-    @property
-    def padded_size(self) -> tuple[int, int]:
-        """What all images are padded to. Raises ValueError where `pad_together` makes that several sizes."""
-        (size,) = set(self.padded_sizes)
-        return size
+__all__ = [
+    "Batch", "BatchLoader", "DetectionDataset", "Targets", "evaluation_loader", "padded_size", "training_loader",
+]  # fmt: skip
 
 
 class BatchLoader:
     """Batches by their numbers, in order, read ahead by worker processes. Can be iterated again and again.
 
-    Iterating raises DataError for an image that cannot be read.
+    Iterating raises DataError for an image that cannot be read, or a worker that dies, unless `on_unreadable` is "replace".
     """
 
-    def __init__(self, batches: Dataset, numbers: Sequence[int], workers: int):
-        self._loader = DataLoader(
-            batches,
-            batch_size=None,
-            sampler=numbers,
-            num_workers=workers,
-            collate_fn=_unchanged,
-            worker_init_fn=_outlive_termination,
-            generator=torch.Generator(),  # else each iteration would draw from torch's global random numbers
-        )
+    def __init__(
+        self,
+        batches: TrainingBatches | EvaluationBatches,
+        numbers: Sequence[int],
+        workers: int,
+        on_unreadable: Literal["stop", "replace"],
+    ):
+        self._batches, self._numbers, self._workers = batches, numbers, workers
+        self._casualties = Casualties(batches.dataset, tolerant=on_unreadable == "replace")
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self._numbers)
 
     def __iter__(self) -> Iterator[Batch]:
-        for packed in self._loader:
+        for packed in self._packed():
+            if isinstance(packed, UnreadableImage):
+                raise UnreadableImage(
+                    f"{packed}; mend it, take it out of the annotations, or set data.on_unreadable=replace"
+                )
             if isinstance(packed, DataError):
                 raise packed
-            yield packed.unpack()
+            yield packed.unpack(self._casualties.since_the_last_batch())
+
+    def _packed(self) -> Iterator[Packed | DataError]:
+        if self._workers == 0:
+            return (self._batches(number, Watch()) for number in self._numbers)
+        return compute_ahead(self._batches, self._numbers, workers=self._workers, on_death=self._casualties)
 
 
 def training_loader(
@@ -83,6 +74,7 @@ def training_loader(
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
+    on_unreadable: Literal["stop", "replace"] = "stop",
 ) -> BatchLoader:
     """This process's share of the batches of steps start_step, …, start_step + num_steps - 1.
 
@@ -98,6 +90,8 @@ def training_loader(
         pad_together: so many consecutive images of a step are padded to the size of the largest of them; None for all.
             Padding leaks into results, so that it must not depend on processes and passes.
         workers: processes that read images; 0 reads in this one.
+        on_unreadable: "replace" shows another image in place of one that cannot be read (see `ShowingOthers`), and starts
+            workers that die again.
 
     Raises:
         ValueError: the batch cannot be dealt evenly, or a pass would hold images of several padded sizes.
@@ -116,8 +110,11 @@ def training_loader(
         draw_scenes, stream, size_of=dataset.size, augmentation=augmentation or Augmentation(), seed=seed,
         short_sides=tuple(short_sides), long_side=long_side, flip=flip,
     )  # fmt: skip
-    batches = _TrainingBatches(dataset, draw, pad_multiple, pad_together or stream.batch_size, share)
-    return BatchLoader(batches, range(start_step, start_step + num_steps), workers)
+    batches = TrainingBatches(
+        dataset, stream, draw, pad_multiple=pad_multiple, pad_together=pad_together or stream.batch_size, share=share,
+        seed=seed if on_unreadable == "replace" else None,
+    )  # fmt: skip
+    return BatchLoader(batches, range(start_step, start_step + num_steps), workers, on_unreadable)
 
 
 def evaluation_loader(
@@ -130,108 +127,25 @@ def evaluation_loader(
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
+    on_unreadable: Literal["stop", "replace"] = "stop",
 ) -> BatchLoader:
     """This process's share of batches that together hold every image once; can be iterated again and again.
 
     Images of similar shape come together. The list of batches depends on the data and `batch_size` alone, and processes
     take whole batches from it, so that an image is padded alike whatever the number of processes. The last may be short.
+
+    Args:
+        on_unreadable: "replace" shows nothing where an image cannot be read (see `ShowingNothing`), and starts workers that
+            die again.
     """
     order = np.argsort(dataset.sizes[:, 0] / dataset.sizes[:, 1], kind="stable")
     view = partial(_test_view, short_side=short_side, long_side=long_side)
-    batches = _EvaluationBatches(dataset, order, batch_size, view, pad_multiple)
-    return BatchLoader(batches, range(rank, -(-len(dataset) // batch_size), world_size), workers)
-
-
-def padded_size(sizes: Sequence[tuple[int, int]], multiple: int) -> tuple[int, int]:
-    """The smallest (height, width) of multiples of `multiple` that holds images of all these sizes."""
-    height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
-    return height, width
-
-
-class _TrainingBatches(Dataset):
-    """One process's share of a training step, by the number of the step."""
-
-    def __init__(
-        self, dataset: DetectionDataset, draw: Callable, pad_multiple: int, pad_together: int, share: list[int]
-    ):
-        self.dataset, self.draw, self.share = dataset, draw, share
-        self.pad_multiple, self.pad_together = pad_multiple, pad_together
-
-    def __getitem__(self, step: int) -> "_Packed | DataError":
-        scenes = self.draw(step)
-        together = [scenes[i : i + self.pad_together] for i in range(0, len(scenes), self.pad_together)]
-        # Also those of other processes and passes.
-        padded = [padded_size([scene.size for scene in group], self.pad_multiple) for group in together]
-        sizes = [padded[i // self.pad_together] for i in self.share]
-        return _read(self.dataset, [scenes[i] for i in self.share], sizes)
-
-
-class _EvaluationBatches(Dataset):
-    """Consecutive images of `order`, by the number of the batch."""
-
-    def __init__(self, dataset: DetectionDataset, order: NDArray, batch_size: int, view: Callable, pad_multiple: int):
-        self.dataset, self.order, self.batch_size = dataset, order, batch_size
-        self.view, self.pad_multiple = view, pad_multiple
-
-    def __getitem__(self, number: int) -> "_Packed | DataError":
-        indices = self.order[number * self.batch_size : (number + 1) * self.batch_size].tolist()
-        scenes = [single(index, self.view(self.dataset.size(index))) for index in indices]
-        padded = padded_size([scene.size for scene in scenes], self.pad_multiple)
-        return _read(self.dataset, scenes, [padded] * len(scenes))
+    batches = EvaluationBatches(
+        dataset, order, view, batch_size=batch_size, pad_multiple=pad_multiple,
+        reader=ShowingNothing if on_unreadable == "replace" else SceneReader,
+    )  # fmt: skip
+    return BatchLoader(batches, range(rank, -(-len(dataset) // batch_size), world_size), workers, on_unreadable)
 
 
 def _test_view(size: tuple[int, int], *, short_side: int, long_side: int) -> View:
     return View(resized_size(size, short_side, long_side), flip=False)
-
-
-class _Packed(NamedTuple):
-    """A Batch on its way from a worker: one tensor, since each tensor there takes an open file of the 1,024 or so."""
-
-    pixels: Tensor  # of all images, one after the other, each (h, w, 3)
-    sizes: list[tuple[int, int]]
-    targets: list[tuple[NDArray, ...]]
-    image_indices: list[int]
-    image_ids: list[int]
-    original_sizes: list[tuple[int, int]]
-    padded_sizes: list[tuple[int, int]]
-
-    def unpack(self) -> Batch:
-        parts = self.pixels.split([3 * height * width for height, width in self.sizes])
-        return Batch(
-            images=[part.view(*size, 3).permute(2, 0, 1) for part, size in zip(parts, self.sizes, strict=True)],
-            targets=[Targets(*map(torch.from_numpy, arrays)) for arrays in self.targets],
-            image_indices=self.image_indices,
-            image_ids=self.image_ids,
-            original_sizes=self.original_sizes,
-            padded_sizes=self.padded_sizes,
-        )
-
-
-def _read(dataset: DetectionDataset, scenes: list[Scene], padded_sizes: list) -> _Packed | DataError:
-    try:
-        images, targets = zip(*(read_scene(dataset, scene) for scene in scenes), strict=True)
-    except DataError as error:
-        return error  # raised in a worker, it would reach the user wrapped in a traceback
-    image_indices = [int(dataset.image_indices[scene.index]) for scene in scenes]
-    return _Packed(
-        pixels=torch.cat([image.permute(1, 2, 0).flatten() for image in images]),
-        sizes=[scene.size for scene in scenes],
-        targets=[tuple(tensor.numpy() for tensor in target) for target in targets],
-        image_indices=image_indices,
-        image_ids=dataset.annotations.image_ids[image_indices].tolist(),
-        original_sizes=[dataset.size(scene.index) for scene in scenes],
-        padded_sizes=padded_sizes,
-    )
-
-
-def _unchanged(batch: object) -> object:
-    return batch
-
-
-def _outlive_termination(_: int) -> None:
-    # Batch systems send SIGTERM to all processes of a job. One that finishes its step and saves needs its workers until
-    # then; they end when it does. A second SIGTERM is that of a parent that cannot wait for a stuck worker.
-    def ignore_once(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    signal.signal(signal.SIGTERM, ignore_once)

@@ -4,7 +4,7 @@ A scene is drawn from the sizes of the images before one is read: every rank kno
 draws the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +13,14 @@ from numpy.random import Generator
 from torch import Tensor
 
 from .augmentation import Augmentation, Placed
-from .dataset import DetectionDataset, Targets
+from .dataset import Targets
 from .samplers import TrainingStream
 from .transforms import Region, View, draw_view
 
-_PARTNERS, _SCENE = 5, 6  # set these random numbers apart from those of the samplers and of `draw_view`, 1 to 4
+# They set these random numbers apart from those of the samplers and of `draw_view`, 1 to 4.
+_PARTNERS, _SCENE, _OTHERS = 5, 6, 7
 _BLOCK = 4096  # positions of the stream: far more than a batch, and an epoch of LVIS has some 25 of them
+Read = Callable[[int, View], tuple[Tensor, Targets]]  # as `DetectionDataset.read`
 _MEAN_COLOR = (124, 116, 104)  # ImageNet's, which is 0 after normalization, as padding is
 
 
@@ -76,16 +78,28 @@ def draw_scenes(
     return scenes
 
 
+def others_nearby(stream: TrainingStream, position: int, seed: int) -> Iterator[int]:
+    """Images that may be shown in place of that of a position: endlessly many, drawn as `_partners` are."""
+    random = np.random.default_rng((_OTHERS, seed, position))
+    while True:
+        yield int(stream.indices([_block(position) + random.integers(_BLOCK)])[0])
+
+
 def _partners(stream: TrainingStream, positions: Sequence[int], seed: int) -> list[list[int]]:
     """Images that may be shown together with those of the positions; four for each.
 
     They come from the same few thousand positions of the stream, so that the sampler decides about partners too.
     """
     drawn = [
-        position - position % _BLOCK + np.random.default_rng((_PARTNERS, seed, position)).integers(_BLOCK, size=4)
+        _block(position) + np.random.default_rng((_PARTNERS, seed, position)).integers(_BLOCK, size=4)
         for position in positions
     ]
     return stream.indices(np.concatenate(drawn)).reshape(-1, 4).tolist()
+
+
+def _block(position: int) -> int:
+    """The first position of its block."""
+    return position - position % _BLOCK
 
 
 def _scene(images: Sequence[tuple[int, tuple[int, int]]], augmentation: Augmentation, options: dict[str, Any]) -> Scene:
@@ -120,31 +134,40 @@ def _view(size: tuple[int, int], augmentation: Augmentation, random: Generator, 
     return view._replace(crop=crop, colors=augmentation.draw_colors(random))
 
 
-def read_scene(dataset: DetectionDataset, scene: Scene) -> tuple[Tensor, Targets]:
-    """The pixels of a scene, (3, h, w) uint8, and the targets of all its images; raises as `DetectionDataset.read` does."""
+def read_scene(read: Read, scene: Scene) -> tuple[Tensor, Targets]:
+    """The pixels of a scene, (3, h, w) uint8, and the targets of all its images; raises as `read` does.
+
+    Args:
+        read: `DetectionDataset.read`, or what stands for it.
+    """
     if len(scene.tiles) == 1:
-        image, targets = dataset.read(scene.tiles[0].index, scene.tiles[0].view)
+        image, targets = read(scene.tiles[0].index, scene.tiles[0].view)
     else:
-        image, targets = _pasted(dataset, scene.tiles, scene.size)
+        image, targets = pasted(read, scene.tiles, scene.size)
     if scene.partner is None:
         return image, targets
-    other, others = _pasted(dataset, [scene.partner], scene.size)
+    other, others = pasted(read, [scene.partner], scene.size)
     mixed = torch.lerp(other.float(), image.float(), scene.weight).round_().to(torch.uint8)
     return mixed, _joined([targets, others])
 
 
-def _pasted(dataset: DetectionDataset, tiles: Sequence[Tile], size: tuple[int, int]) -> tuple[Tensor, Targets]:
-    """The tiles on the mean color."""
-    canvas = torch.tensor(_MEAN_COLOR, dtype=torch.uint8).repeat(*size, 1).permute(2, 0, 1)
+def pasted(read: Read, tiles: Sequence[Tile], size: tuple[int, int]) -> tuple[Tensor, Targets]:
+    """The tiles on the mean color, and their targets; see `read_scene`."""
+    canvas = mean_color(size)
     found = []
     for tile in tiles:
         (top, left), (height, width) = tile.corner, tile.view.size
-        pixels, targets = dataset.read(tile.index, tile.view)
+        pixels, targets = read(tile.index, tile.view)
         canvas[:, top : top + height, left : left + width] = pixels
         shift = torch.tensor([left, top, left, top], dtype=torch.float32)
         boxes, ignore_boxes = targets.boxes + shift, targets.ignore_boxes + shift
         found.append(Targets(boxes, targets.labels, ignore_boxes))
     return canvas, _joined(found)
+
+
+def mean_color(size: tuple[int, int]) -> Tensor:
+    """A picture, (3, h, w) uint8, that shows as little as padding does."""
+    return torch.tensor(_MEAN_COLOR, dtype=torch.uint8).repeat(*size, 1).permute(2, 0, 1)
 
 
 def _joined(targets: Sequence[Targets]) -> Targets:

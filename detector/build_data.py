@@ -17,6 +17,8 @@ from .classes import Classes
 from .distributed import Process, on_rank_zero
 from .yaml_files import ConfigError, config_errors
 
+_LONGEST_EPOCH = 10**8  # images: the order of so many takes a gigabyte
+
 
 @dataclass(frozen=True)
 class Data:
@@ -34,8 +36,8 @@ def build_data(config: c.Config, process: Process) -> Data:
     Raises ConfigError for paths that are not set, DataError for everything that is wrong with the data.
     """
     (annotations, images), (val_annotations, val_images) = _splits(config.data, process, "train", "val")
-    train = DetectionDataset(annotations, images, keep_empty=config.data.keep_empty, **_arithmetic(config))
-    val = DetectionDataset(val_annotations, val_images, **_arithmetic(config))
+    train = DetectionDataset(annotations, images, keep_empty=config.data.keep_empty, **_reading(config))
+    val = DetectionDataset(val_annotations, val_images, **_reading(config))
     known, other = train.annotations, val.annotations
     classes = Classes.from_annotations(known, rare=config.data.rare, common=config.data.common)
     classes.check_same(other.category_ids, other.class_names, here=f"{known.path} (train)", there=f"{other.path} (val)")
@@ -45,7 +47,7 @@ def build_data(config: c.Config, process: Process) -> Data:
 def build_val(config: c.Config, process: Process) -> DetectionDataset:
     """The validation set alone: a trained model needs no training set to be evaluated. Raises as `build_data` does."""
     ((annotations, images),) = _splits(config.data, process, "val")
-    return DetectionDataset(annotations, images, **_arithmetic(config))
+    return DetectionDataset(annotations, images, **_reading(config))
 
 
 def images_per_pass(config: c.Config, process: Process) -> int:
@@ -77,6 +79,7 @@ def build_training_loader(config: c.Config, data: Data, process: Process, *, fir
         augmentation=_augmentation(config.data), seed=config.seed,
         pad_multiple=config.data.pad_multiple, pad_together=config.data.pad_together, start_step=first, num_steps=total - first, images_per_pass=images_per_pass(config, process),
         rank=process.rank, world_size=process.world_size, workers=config.data.workers,
+        on_unreadable=config.data.on_unreadable,
     )  # fmt: skip
 
 
@@ -86,12 +89,17 @@ def build_evaluation_loader(config: c.Config, val: DetectionDataset, process: Pr
         val, short_side=config.data.test_short_side, long_side=config.data.long_side,
         pad_multiple=config.data.pad_multiple, batch_size=config.eval.batch_size,
         rank=process.rank, world_size=process.world_size, workers=config.data.workers,
+        on_unreadable=config.data.on_unreadable,
     )  # fmt: skip
 
 
-def _arithmetic(config: c.Config) -> dict[str, bool]:
-    """How images and boxes are resized."""
-    return {"antialias": config.data.antialias, "legacy_offset": config.model.legacy_offset}
+def _reading(config: c.Config) -> dict[str, bool]:
+    """How images and boxes are resized, and whether images may be missing."""
+    return {
+        "antialias": config.data.antialias,
+        "legacy_offset": config.model.legacy_offset,
+        "allow_missing": config.data.on_unreadable == "replace",
+    }
 
 
 def _splits(data: c.Data, process: Process, *names: Literal["train", "val"]) -> list[tuple[Annotations, str | Path]]:
@@ -129,7 +137,13 @@ def _augmentation(data: c.Data) -> Augmentation:
 
 def _stream(config: c.Config, train: DetectionDataset) -> TrainingStream:
     wide = train.sizes[:, 1] >= train.sizes[:, 0] if config.data.aspect_grouping else None
-    return training_stream(
+    stream = training_stream(
         *train.learned_objects(), num_images=len(train), name=config.data.sampler.name, **config.data.sampler.options(),
         batch_size=config.train.batch_size, seed=config.seed, wide=wide,
     )  # fmt: skip
+    if stream.epoch_length > _LONGEST_EPOCH:
+        raise ConfigError(
+            f"data.sampler: an epoch would have {stream.epoch_length:.1e} images, of the {len(train)} that there are; "
+            "lower threshold or power"
+        )
+    return stream

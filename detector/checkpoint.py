@@ -11,6 +11,7 @@ import pickle
 import re
 import shutil
 import struct
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from .checkpoint_content import archive_damage, strange_tensor
 from .durable import rename
 
 BEST = "best.pt"
@@ -25,7 +27,7 @@ BEST = "best.pt"
 # What torch.load raises for truncated, damaged and foreign files of one kind or another.
 _DAMAGED = (
     OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, struct.error,
-    pickle.UnpicklingError,
+    pickle.UnpicklingError, OverflowError, MemoryError, zipfile.BadZipFile,
 )  # fmt: skip
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -120,9 +122,10 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
-    _verify(path)
+    has_checksum = _verify(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        damage = archive_damage(path, verify=not has_checksum)
+        content = None if damage else torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
         # Torch's own text is pages long and tells how to switch its safety off.
         if foreign := re.search(r"GLOBAL (\S+)", str(error)):
@@ -133,12 +136,20 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: not a readable checkpoint; is it truncated, or a file of another kind?"
         ) from error
+    if damage:
+        raise CheckpointError(f"{path}: refused: {damage}")
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dictionary, found {type(content).__name__}")
+    if shape := strange_tensor(content):
+        raise CheckpointError(
+            f"{path}: refused: a tensor of shape {shape} is not there number by number; save clones of tensors that are "
+            "sparse, expanded or without content"
+        )
     return content
 
 
-def _verify(path: Path) -> None:
+def _verify(path: Path) -> bool:
+    """Whether the file bears a checksum. Raises CheckpointError if it is not that of its content, or the end is missing."""
     try:
         recorded, found = _checksums(path)
         with open(path, "rb") as file:
@@ -157,6 +168,7 @@ def _verify(path: Path) -> None:
             f"{path}: truncated: it ends after {path.stat().st_size:,} bytes without the end of a checkpoint. Take the "
             "checkpoint before it, or copy it again"
         )
+    return recorded is not None
 
 
 def _checksums(path: Path) -> tuple[str | None, str | None]:
@@ -227,5 +239,8 @@ def mark_best(path: Path) -> None:
     try:
         os.link(path, temporary)
     except OSError:  # a file system without hard links
-        temporary.write_bytes(path.read_bytes())
+        with open(path, "rb") as file, open(temporary, "wb") as copy:
+            shutil.copyfileobj(file, copy)
+            copy.flush()
+            os.fsync(copy.fileno())
     rename(temporary, path.with_name(BEST))

@@ -4,21 +4,33 @@ The options of losses, matchers, augmentations and the drawn dataset are the key
 functions themselves.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from datasets.augmentation import AUGMENTATIONS
 from datasets.emoji import draw_dataset
 from losses import BOX_LOSSES, CLASSIFICATION_LOSSES
 
-from .config_messages import in_our_words
-from .config_sections import AboveZero, Fraction, Positive, Section, one_of, section_of, sections_of
+from .config_messages import validated
+from .config_sections import (
+    AboveZero,
+    Channels,
+    Fraction,
+    Images,
+    NotNegative,
+    Positive,
+    Section,
+    Side,
+    Strides,
+    one_of,
+    section_of,
+    sections_of,
+)
 from .training.matching import MATCHERS
-from .yaml_files import ConfigError, apply_overrides, read_yaml
+from .yaml_files import apply_overrides, read_yaml
 
 _CLASSIFICATION = sections_of(CLASSIFICATION_LOSSES)
 _BOX = sections_of(BOX_LOSSES)
@@ -35,7 +47,8 @@ class Split(Section):
 class Sampler(Section):
     name: Literal["random", "repeat_factor", "class_aware", "instance_balanced"] = "random"
     threshold: Fraction = 0.001  # repeat_factor: classes in a smaller fraction of the images are repeated (LVIS paper)
-    power: AboveZero = 0.5  # repeat_factor: (threshold / fraction) ** power is a class's factor; LVIS: the square root
+    # repeat_factor: (threshold / fraction) ** power is a class's factor; LVIS: the square root
+    power: Annotated[float, Field(gt=0, le=10)] = 0.5
     rounding: Literal["ceil", "stochastic"] = "ceil"  # repeat_factor: of an image's factor
     legacy_order: bool = False  # random, repeat_factor: RandomState(seed + epoch) shuffles, as in the EFL reference
 
@@ -44,9 +57,9 @@ class Data(Section):
     generate: Emoji | None = None  # draw this dataset first and use it, in place of train and val
     train: Split = Split()
     val: Split = Split()
-    short_sides: Annotated[tuple[Positive, ...], Field(min_length=1)] = (800,)  # training: one is drawn per image
-    test_short_side: Positive = 800
-    long_side: Positive = 1333  # at most, in training and test
+    short_sides: Annotated[tuple[Side, ...], Field(min_length=1)] = (800,)  # training: one is drawn per image
+    test_short_side: Side = 800
+    long_side: Annotated[int, Field(gt=0, le=2**17)] = 1333  # at most, in training and test
     antialias: bool = True  # when an image becomes smaller; false: as OpenCV resizes
     flip: Fraction = 0.5  # probability of a horizontal flip
     # Augmentations, in training alone, see datasets/augmentation.py; `crop: {}` turns one on as it is by default.
@@ -55,21 +68,20 @@ class Data(Section):
     color_jitter: _AUGMENTATIONS["color_jitter"] | None = None
     mosaic: _AUGMENTATIONS["mosaic"] | None = None
     mixup: _AUGMENTATIONS["mixup"] | None = None
-    pad_multiple: Positive = 32
-    pad_together: Positive | None = None  # images of a step that are padded alike, images_per_pass or more; none: all
+    pad_multiple: Annotated[int, Field(gt=0, le=1024)] = 32
+    pad_together: Images | None = None  # images of a step that are padded alike, images_per_pass or more; none: all
     keep_empty: bool = True  # train on images without objects too
     aspect_grouping: bool = True  # tall and wide images in different batches
     sampler: Sampler = Sampler()
-    rare: Annotated[int, Field(ge=0)] = 10  # files without `frequency`: r is in at most so many training images,
-    common: Annotated[int, Field(ge=0)] = 100  # c in at most so many, f in more
-    workers: Annotated[int, Field(ge=0)] = 2  # per process
+    rare: NotNegative = 10  # files without `frequency`: r is in at most so many training images,
+    common: NotNegative = 100  # c in at most so many, f in more
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2  # per process
+    on_unreadable: Literal["stop", "replace"] = "stop"  # what an image that cannot be read does, or a worker that dies
 
     @model_validator(mode="after")
     def _has_one_source(self) -> "Data":
         if self.generate and (self.train != Split() or self.val != Split()):
-            raise ValueError(
-                "`generate` draws a dataset in place of train and val, which are set too; set generate to null"
-            )
+            raise ValueError("`generate` draws a dataset in place of train and val, which are set; set it to null")
         if self.rare > self.common:
             raise ValueError(f"rare {self.rare} must not exceed common {self.common}")
         return self
@@ -85,7 +97,7 @@ class Backbone(Section):
 
 
 class Fpn(Section):
-    channels: Positive = 256
+    channels: Channels = 256
     levels: Annotated[int, Field(ge=3, le=5)] = 5  # P3 … P5, P6 or P7
     p6_from: Literal["c5", "p5", "c5_lateral"] = "c5"
     p7_relu: bool = True  # between P6 and P7
@@ -93,21 +105,21 @@ class Fpn(Section):
 
 
 class Head(Section):
-    num_convs: Annotated[int, Field(ge=0)] = 4
-    width: Positive = 256
+    num_convs: Annotated[int, Field(ge=0, le=32)] = 4
+    width: Channels = 256
     norm: Literal["none", "gn"] = "none"
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01  # score of every class at the start
     box: Literal["deltas", "distances", "distribution"] = "deltas"  # the last two as in FCOS and GFL: one square anchor
-    bins: Annotated[int, Field(ge=2)] = 17  # distribution: distances 0 … bins - 1, in strides
+    bins: Annotated[int, Field(ge=2, le=1024)] = 17  # distribution: distances 0 … bins - 1, in strides
     quality: Literal["none", "iou", "centerness"] = "none"  # a branch whose output multiplies the class scores
     level_scales: bool = False  # a learned factor of the box outputs of each level
     recompute: bool = False  # compute the towers anew in backward: less memory, more time
 
 
 class Anchors(Section):
-    base_size: AboveZero = 4.0  # side of the square anchor of scale 1, in strides
-    ratios: Annotated[tuple[AboveZero, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)  # height / width
-    scales: Annotated[tuple[AboveZero, ...], Field(min_length=1)] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+    base_size: Strides = 4.0  # side of the square anchor of scale 1, in strides
+    ratios: Annotated[tuple[Strides, ...], Field(min_length=1, max_length=32)] = (0.5, 1.0, 2.0)  # height / width
+    scales: Annotated[tuple[Strides, ...], Field(min_length=1, max_length=32)] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
     offset: Fraction = 0.5  # center in its cell: 0.5 is the middle, 0 the corner (torchvision, detectron2)
     style: Literal["exact", "torchvision", "legacy"] = "exact"
 
@@ -128,9 +140,8 @@ class Matching(Section):
 class Loss(Section):
     classification: one_of(_CLASSIFICATION) = _CLASSIFICATION["focal"]()
     box: one_of(_BOX) = _BOX["smooth_l1"]()
-    box_weighting: Literal["none", "quality", "score"] = (
-        "none"  # of positives: as the quality branch should say; by score
-    )
+    # of positives: as the quality branch should say; by score
+    box_weighting: Literal["none", "quality", "score"] = "none"
     quality_weight: AboveZero = 1.0
     distribution_weight: AboveZero = 0.25
 
@@ -140,7 +151,7 @@ class Optimizer(Section):
     lr: AboveZero | None = 0.01  # for the whole batch_size; never rescaled
     lr_per_image: AboveZero | None = None  # instead of lr, which then is this times train.batch_size
     momentum: Fraction = 0.9  # sgd only
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, le=1e9)] = 1e-4
     decay_norm_and_bias: bool = True  # weight decay on norm parameters and biases too
     clip_norm: AboveZero | None = None  # L2 norm of the whole gradient
 
@@ -160,10 +171,9 @@ class Schedule(Section):
     milestones: tuple[float, ...] = (8, 11)  # multi_step: the learning rate is multiplied by `factor` here
     factor: Annotated[float, Field(gt=0, le=1)] = 0.1
     final_factor: Fraction = 0.0  # cosine: of the learning rate, at the end
-    warmup_steps: Annotated[int, Field(ge=0)] | None = 500  # at most a quarter of the run
-    warmup_epochs: Annotated[float, Field(ge=0)] | None = (
-        None  # instead: its last step is the first at the full learning rate
-    )
+    warmup_steps: NotNegative | None = 500  # at most a quarter of the run
+    # instead: its last step is the first at the full learning rate
+    warmup_epochs: Annotated[float, Field(ge=0, le=1e9)] | None = None
     warmup_factor: Fraction = 0.001
 
     @model_validator(mode="after")
@@ -179,8 +189,8 @@ class Schedule(Section):
 
 
 class Train(Section):
-    batch_size: Positive = 16  # images per optimizer step, over all processes and passes
-    images_per_pass: Positive | None = None  # what one device holds at once; none: batch_size / processes
+    batch_size: Images = 16  # images per optimizer step, over all processes and passes
+    images_per_pass: Images | None = None  # what one device holds at once; none: batch_size / processes
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False  # torch.compile the network: faster steps after minutes of compiling
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -193,25 +203,24 @@ class Train(Section):
 class Test(Section):
     score_threshold: Fraction = 0.05
     candidates_per_level: Positive = 1000  # (anchor, class) pairs
-    limit_to_anchors: bool = (
-        False  # and no more pairs of a level than it has anchors, as EFL's improved baseline has it
-    )
+    # and no more pairs of a level than it has anchors, as EFL's improved baseline has it
+    limit_to_anchors: bool = False
     nms_threshold: Fraction = 0.5
     detections_per_image: Positive = 100
 
 
 class Evaluation(Section):
     every: AboveZero | None = 1  # in schedule.unit; none: at the end only
-    batch_size: Positive = 8
+    batch_size: Images = 8
     protocol: Literal["auto", "lvis", "coco"] = "auto"  # auto: lvis if the file has LVIS fields
     best_metric: Literal["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"] = "AP"
-    pictures: Annotated[int, Field(ge=0)] = 8  # validation images drawn with their detections
+    pictures: Annotated[int, Field(ge=0, le=1024)] = 8  # validation images drawn with their detections
 
 
 class Config(Section):
     output: str | None = None  # the run folder; none: runs/<name of the configuration file>
     init_from: str | None = None  # a new run's weights: a Longshot checkpoint or a torchvision RetinaNet state dict
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: NotNegative = 0
     deterministic: bool = False  # torch.use_deterministic_algorithms
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: Data = Data()
@@ -238,10 +247,4 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
 
 def parse_config(values: Mapping[str, Any], where: str = "config") -> Config:
     """The checked configuration of a plain dictionary (what `Config.model_dump` wrote, for instance)."""
-    try:
-        # Through JSON: pydantic's strict mode then takes a list for a tuple, but still no text or boolean for a number.
-        return Config.model_validate_json(json.dumps(dict(values), default=str))
-    except ValidationError as error:
-        raise ConfigError(
-            "\n".join(f"{where}: {in_our_words(entry, Config, values)}" for entry in error.errors())
-        ) from error
+    return validated(Config, values, where)

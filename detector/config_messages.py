@@ -4,11 +4,14 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from .yaml_files import suggestion
+from .yaml_files import ConfigError, as_json, brief, suggestion
+
+_TOLD = 10
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Place(NamedTuple):
@@ -17,6 +20,18 @@ class _Place(NamedTuple):
     path: str  # `loss.classification.scale`
     allowed: tuple[str, ...]  # values, if they can be listed
     sections: list[type[BaseModel]]  # alternatives, if it is a section
+
+
+def validated(root: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """The values as a model. Raises ConfigError with a line for each of the first mistakes, and one for how many follow."""
+    # Through JSON: pydantic's strict mode then takes a list for a tuple, but still no text or boolean for a number.
+    text = as_json(values, where)
+    try:
+        return root.model_validate_json(text)
+    except ValidationError as error:
+        lines = [f"{where}: {in_our_words(entry, root, values)}" for entry in error.errors()[:_TOLD]]
+        more = error.error_count() - len(lines)
+        raise ConfigError("\n".join([*lines, *([f"{where}: … and {more} more"] if more else [])])) from error
 
 
 def in_our_words(error: Mapping[str, Any], root: type[BaseModel], values: Any) -> str:
@@ -32,18 +47,18 @@ def in_our_words(error: Mapping[str, Any], root: type[BaseModel], values: Any) -
     match error["type"]:
         case "extra_forbidden":
             (section,) = _find(error["loc"][:-1], root, values).sections
-            return f"{place.path}: unknown key{suggestion(error['loc'][-1], section.model_fields)}"
+            return f"{brief(place.path)}: unknown key{suggestion(error['loc'][-1], section.model_fields)}"
         case "union_tag_invalid":
-            return f"{place.path}.name: unknown choice {found['name']!r}{suggestion(found['name'], names)}"
+            return f"{place.path}.name: unknown choice {brief(repr(found['name']))}{suggestion(found['name'], names)}"
         case "union_tag_not_found":
             return f"{place.path}: needs a `name`; known: {', '.join(names)}"
         case "missing":
             return f"{place.path}: required, but missing"
         case "literal_error":
-            return f"{place.path}: unknown value {found!r}{suggestion(found, place.allowed)}"
+            return f"{place.path}: unknown value {brief(repr(found))}{suggestion(found, place.allowed)}"
         case "value_error":  # of our own validators, which say what they found
             return f"{place.path}: {error['msg'].removeprefix('Value error, ')}"
-    return f"{place.path}: {error['msg']}, found {found!r}"
+    return f"{place.path}: {error['msg']}, found {brief(repr(found))}"
 
 
 def _find(location: Sequence[str | int], root: type[BaseModel], values: Any) -> _Place:

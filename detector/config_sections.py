@@ -9,13 +9,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-Positive = Annotated[int, Field(gt=0)]
+# With upper limits far beyond what makes sense: a slip of the keyboard shall be refused, rather than fill the memory.
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+NotNegative = Annotated[int, Field(ge=0, lt=2**31)]
+Images = Annotated[int, Field(gt=0, le=2**16)]  # in a batch
+Side = Annotated[int, Field(gt=0, le=2**13)]  # pixels, of an image
+Channels = Annotated[int, Field(gt=0, le=2**12)]
+Strides = Annotated[float, Field(ge=1e-3, le=1e3)]  # what sides of anchors are multiplied from
 Fraction = Annotated[float, Field(ge=0, le=1)]
-AboveZero = Annotated[float, Field(gt=0)]
+AboveZero = Annotated[float, Field(gt=0, le=1e9)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, str_max_length=1000, protected_namespaces=()
+    )
 
     def options(self) -> dict[str, Any]:
         """The values as keyword arguments, without the `name` which chose whom they are for."""

@@ -17,6 +17,7 @@ from datasets.transforms import View, apply_view, resized_size
 
 from .build import build_network, build_postprocess
 from .checkpoint import CheckpointError, load_checkpoint, network_weights
+from .checkpoint_content import wrong_entries
 from .classes import Classes
 from .config import Config, parse_config
 from .model.postprocess import Detections, Postprocess, detect, rescale
@@ -66,8 +67,12 @@ def load_model(
     missing = {"config", "classes", "model"} - state.keys()
     if missing:
         raise CheckpointError(f"{checkpoint}: no checkpoint of a training run; it lacks {', '.join(sorted(missing))}")
+    if wrong := wrong_entries(state):
+        raise CheckpointError(f"{checkpoint}: its {', '.join(wrong)} are not as a training run writes them")
     config = parse_config(_without_dead_key(state["config"], checkpoint), where=f"{checkpoint}: config")
     classes = Classes(**state["classes"])
+    with torch.device("meta"):  # without memory, of which a configuration can ask for any amount: do the weights fit?
+        load_weights(build_network(config.model, len(classes.ids), pretrained=False), state, checkpoint, assign=True)
     network = build_network(config.model, len(classes.ids), pretrained=False)
     load_weights(network, state, checkpoint)
     postprocess = build_postprocess(config)
@@ -88,10 +93,10 @@ def _without_dead_key(config: dict, checkpoint: Path | str) -> dict:
     return {**config, "model": model}
 
 
-def load_weights(network: RetinaNet, state: dict, checkpoint: Path | str) -> None:
-    """Put the weights of a checkpoint's content into a network, averaged ones if there are any."""
+def load_weights(network: RetinaNet, state: dict, checkpoint: Path | str, *, assign: bool = False) -> None:
+    """Put the weights of a checkpoint's content into a network, averaged ones if there are any; `assign`: in place of its own."""
     try:
-        network.load_state_dict(network_weights(state))
+        network.load_state_dict(network_weights(state), assign=assign)
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint}: the checkpoint of another model: {shorten(str(error), 500)}") from error
 

@@ -6,12 +6,13 @@ from textwrap import shorten
 from torch import Tensor
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
-from .checkpoint import load_checkpoint, network_weights
+from .checkpoint import CheckpointError, load_checkpoint, network_weights
+from .checkpoint_content import is_state_dict, wrong_entries
 from .classes import Classes
 from .conversion.torchvision import convert_torchvision_retinanet
 from .model.retinanet import RetinaNet
 from .training.engine import Run
-from .yaml_files import ConfigError
+from .yaml_files import ConfigError, brief
 
 # torchvision's published RetinaNets index logits by the category id of COCO: 91 names, "N/A" where COCO has none.
 COCO_NAMES = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
@@ -29,8 +30,13 @@ def start_from(run: Run, path: Path | str, classes: Classes) -> str:
     """
     state = load_checkpoint(path)
     if {"config", "classes"} <= state.keys():
+        missing = {"model", "ema", "criterion", "step"} - state.keys()
+        if wrong := [*wrong_entries(state), *sorted(missing)]:
+            raise CheckpointError(f"{path}: its {', '.join(wrong)} are not as a training run writes them")
         weights, taken = _from_checkpoint(state, path, classes)
     else:
+        if not is_state_dict(state):
+            raise CheckpointError(f"{path}: neither a checkpoint of ours nor tensors by name")
         weights, taken = _from_torchvision(run.network, state, path, classes)
     try:
         run.network.load_state_dict(weights)
@@ -66,8 +72,8 @@ def _from_torchvision(
     rows = None if strangers else [COCO_NAMES.index(name) for name in classes.names]
     try:
         weights = convert_torchvision_retinanet(state, category_ids=rows)
-    except ValueError as error:
-        raise ConfigError(f"init_from: {path}: {error}") from error
+    except (ValueError, RuntimeError, TypeError, LookupError, ZeroDivisionError) as error:  # also of strange shapes
+        raise ConfigError(f"init_from: {path}: {brief(str(error), 500)}") from error
     generator = network.anchor_generator
     if generator.style != "torchvision" or generator.offset != 0:
         raise ConfigError(

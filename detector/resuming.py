@@ -9,6 +9,7 @@ import yaml
 
 from .build_data import Data
 from .checkpoint import CheckpointError, discard_later, load_checkpoint, saved_steps
+from .checkpoint_content import wrong_entries
 from .config import Config
 from .durable import write_text
 from .run_folder import FORMAT
@@ -86,6 +87,9 @@ def restore(run: Run, state: dict, data: Data, config: Config) -> list[str]:
             f"--resume: found format {state.get('format')!r}, expected {FORMAT!r}: not a checkpoint of a training run. "
             "To start from a detector's weights, set init_from"
         )
+    needed = {"config", "classes", "step", "model", "ema", "criterion", "optimizer", "scaler", "random"}
+    if wrong := [*wrong_entries(state), *sorted(needed - state.keys())]:
+        raise CheckpointError(f"--resume: the checkpoint's {', '.join(wrong)} are not as a training run writes them")
     theirs = state["classes"]
     data.classes.check_same(theirs["ids"], theirs["names"], here="the training set", there="the checkpoint to resume")
     changes = _changes(state["config"], config)
@@ -94,7 +98,7 @@ def restore(run: Run, state: dict, data: Data, config: Config) -> list[str]:
         raise CheckpointError(f"{another}: {'; '.join(c for c in changes if c.startswith('optimizer.'))}")
     try:
         run.load_state_dict(state)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         told = [c for c in changes if c.startswith(("model.", "loss.", "optimizer."))]
         raise CheckpointError(f"{another}: {'; '.join([*told, shorten(str(error), 300)])}") from error
     return [f"warning: resumed with a changed configuration: {change}" for change in changes]

@@ -19,6 +19,7 @@ from .hosts import elastic_job
 from .lease import Lease
 from .preemption import StopRequest, stop_on_signals
 from .pretrained import start_from
+from .told import told
 from .training.engine import Run, is_due, train
 from .training.run_log import RunLog
 
@@ -105,7 +106,7 @@ def _train(
         evaluate()
     batches = build_training_loader(config, data, process, first=run.step, total=schedule.total_steps)
     train(
-        run, batches, process,
+        run, told(batches, process), process,
         total_steps=schedule.total_steps, learning_rate=schedule.learning_rate,
         images_per_pass=images_per_pass(config, process), precision=config.train.precision,
         clip_norm=config.optimizer.clip_norm, compiled=config.train.compile,
@@ -153,6 +154,8 @@ def _evaluate(run: Run, evaluation: Evaluation, log: RunLog, data: Data, config:
     share_buffers(run.evaluated_network)
     result = evaluation.run(run.evaluated_network)
     if result is not None:
+        if run.unreadable:
+            log.say(f"warning: in place of {run.unreadable} images that could not be read others were shown so far")
         run_folder.record(log, run.step, result, config.eval.best_metric)
         run_folder.tell_gradient_ratio(log, run.criterion.classification)
         if config.eval.pictures:

@@ -1,6 +1,11 @@
 """A tiny dataset of colored shapes, and a detector that takes milliseconds for a step on it."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +23,7 @@ from detector.yaml_files import merge
 
 torch.set_num_threads(1)  # quicker for images as small as these
 
+ROOT = Path(__file__).parents[1]
 SIZES = [(64, 64), (64, 96), (96, 64), (72, 80)]  # height, width
 CATEGORIES = [  # the file's order is not that of the ids, and the ids have gaps
     {"id": 90, "name": "blue bar", "frequency": "r"},
@@ -141,6 +147,56 @@ def make_config(values) -> Callable[..., Config]:
 def cpu() -> Process:
     """The only process."""
     return Process(0, 1, torch.device("cpu"))
+
+
+class Ended(NamedTuple):
+    """How processes have ended, by rank."""
+
+    codes: list[int]
+    output: list[str]
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """-> a port of this machine that nobody listens to."""
+
+    def find() -> int:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return free.getsockname()[1]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def run_processes(free_port, tmp_path_factory) -> Callable[..., Ended]:
+    """(count, arguments of Python) -> how so many processes ended that were started as torchrun does, on this machine."""
+
+    def run(count: int, *arguments: object, seconds: float = 240.0) -> Ended:
+        shared = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": 1}
+        logs, processes = tmp_path_factory.mktemp("logs"), []  # a pipe that nobody empties would stop a process
+        try:
+            for rank in range(count):
+                variables = {"RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": ROOT} | shared
+                with open(logs / str(rank), "w") as log:
+                    processes.append(
+                        subprocess.Popen(
+                            [sys.executable, *map(str, arguments)], cwd=ROOT, stdout=log, stderr=log,
+                            env=os.environ | {name: str(value) for name, value in variables.items()},
+                        )
+                    )  # fmt: skip
+            end = time.monotonic() + seconds
+            while any(process.poll() is None for process in processes) and time.monotonic() < end:
+                time.sleep(0.02)
+            running = [rank for rank, process in enumerate(processes) if process.poll() is None]
+        finally:
+            for process in processes:
+                process.kill()
+        output = [(logs / str(rank)).read_text() for rank in range(count)]
+        assert not running, f"ranks {running} have not ended in {seconds:g} s: {output}"
+        return Ended([process.wait() for process in processes], output)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from detector.config import Config, load_config
 from detector.dataset_report import batch_sheet, describe, long_tail_figure
 from detector.distributed import Process
 from detector.errors import readable_errors
+from detector.told import told
 
 _HERE = Process(rank=0, world_size=1, device=torch.device("cpu"))
 
@@ -45,7 +46,7 @@ def _sheet(config: Config, data: Data, split: str, count: int) -> np.ndarray:
         batches = build_training_loader(config, data, _HERE, first=0, total=steps)
     else:
         batches = build_evaluation(config, data.val, data.classes, _HERE).batches
-    return batch_sheet(batches, data.classes.names, count=count)
+    return batch_sheet(told(batches, _HERE), data.classes.names, count=count)
 
 
 def _positive(text: str) -> int:

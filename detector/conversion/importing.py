@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from ..checkpoint import CheckpointError, save_checkpoint
 from ..classes import Classes
 from ..config import Config, load_config, parse_config
 from ..model.retinanet import RetinaNet
-from ..yaml_files import ConfigError, merge
+from ..yaml_files import ConfigError, brief, config_errors, merge
 from . import detectron2, mmdetection, official, torchvision
 from .names import Converted, model_differences
 from .reading import read_foreign
@@ -23,6 +24,9 @@ from .report import KeyRow, compare, is_complete
 SOURCES = {"official": official, "torchvision": torchvision, "detectron2": detectron2, "mmdetection": mmdetection}
 FORMAT = "longshot 1, converted"  # another than that of training runs: there is no optimizer to go on with
 _FIRST_LINE = "# Written by tools/convert.py"
+
+# What torch and Python raise for tensors that have the names, but not the shapes of a detector's.
+_STRANGE_SHAPES = (RuntimeError, ValueError, TypeError, LookupError, ZeroDivisionError)
 
 
 class Import(NamedTuple):
@@ -69,13 +73,15 @@ def import_checkpoint(
     settings = merge(converted.settings, {"data": {"val": {"annotations": str(annotations)}}})
     theirs = parse_config(settings, where=str(path))
     chosen = load_config(config) if config else theirs
-    network = build_network(chosen.model, len(classes.ids), pretrained=False)
-    rows = _rows(converted, network.state_dict(), with_loss_state)
+    with config_errors(str(config or path)), torch.device("meta"):  # the shapes alone
+        wanted = build_network(chosen.model, len(classes.ids), pretrained=False).state_dict()
+    rows = _rows(converted, wanted, with_loss_state)
     notes = [*converted.notes, *_differences(theirs, chosen)]
     if converted.loss_state and not with_loss_state:
         notes.append("the state of its loss is left out; --with-loss-state keeps it")
     if not is_complete(rows):
         return Import(source, rows, notes, [])
+    network = build_network(chosen.model, len(classes.ids), pretrained=False)
     network.load_state_dict({row.ours: converted.weights[row.ours] for row in rows if row.ours in converted.weights})
     criterion = dict(converted.loss_state) if with_loss_state else {}
     origin = f"{path.name} ({source})"
@@ -92,12 +98,17 @@ def _convert(path: Path, source: str | None, classes: Classes) -> tuple[str, Con
     if source is None:
         raise CheckpointError(
             f"{path}: the keys are not those of a detector that can be converted: EFL's improved baseline, RetinaNet of "
-            f"torchvision or detectron2, RetinaNet or ATSS of mmdetection; its first keys are {list(file.tensors)[:3]}"
+            f"torchvision or detectron2, RetinaNet or ATSS of mmdetection; its first keys are "
+            f"{[brief(key) for key in file.tensors][:3]}"
         )
     try:
         return source, SOURCES[source].to_ours(file, classes.ids)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {brief(str(error), 1000)}") from error
+    except _STRANGE_SHAPES as error:
+        raise CheckpointError(
+            f"{path}: its tensors do not fit together as those of {source} do: {brief(str(error), 300)}"
+        ) from error
 
 
 def _content(config: Config, classes: Classes, network: RetinaNet, criterion: Mapping[str, Tensor]) -> dict[str, Any]:

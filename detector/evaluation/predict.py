@@ -1,7 +1,8 @@
 """Detections of a network on a dataset, spread over processes, and their score."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from ..distributed import Process, all_sum, columns_of_others
 from ..model.postprocess import Detections, Postprocess, detect, rescale
 from ..model.retinanet import RetinaNet
 from ..progress import progress_bar
+from ..told import told
 from .columnar import ColumnarEvaluator, Matches
 from .columns import DetectionColumns
 from .ground_truth import GroundTruth, fixed_ap
@@ -19,6 +21,8 @@ from .metrics import summarize, summarize_fixed_ap
 
 # AP of rare classes lives on detections with low scores.
 _LVIS_SCORE_THRESHOLD = 1e-3
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,9 @@ class Evaluation:
     class_names: Sequence[str]
     frequencies: Sequence[str]
     train_image_counts: Sequence[int] | None = None
+    unreadable: set[int] = field(
+        default_factory=set
+    )  # images, of all processes, that the last `detections` could not see
 
     def caveats(self) -> list[str]:
         """What keeps the numbers from being comparable with those of others."""
@@ -63,12 +70,14 @@ class Evaluation:
         processes hold each image of the ground truth once.
         """
         network.eval()
-        quiet, indices = self.process.rank != 0, []
-        for batch in progress_bar(self.batches, desc="evaluate", unit="batch", disable=quiet, leave=False):
+        quiet, indices, unreadable = self.process.rank != 0, [], []
+        bar = progress_bar(self.batches, desc="evaluate", unit="batch", disable=quiet, leave=False)
+        for batch in told(bar, self.process):
             indices += batch.image_indices
+            unreadable += batch.unreadable
             found = detect(network, batch.images, batch.padded_size, self.postprocess)
             yield _columns(batch, found, legacy_offset=self.postprocess.legacy_offset)
-        self._check_each_image_once(indices)
+        self._settle(indices, unreadable)
 
     def score(self, detections: Iterable[DetectionColumns], *, with_fixed_ap: bool = False) -> dict | None:
         """The result of every process's `detections`, on rank 0; None on the others.
@@ -86,9 +95,15 @@ class Evaluation:
                 evaluator.merge(Matches(*state))
         return self._summarize(*evaluators) if self.process.rank == 0 else None
 
-    def _check_each_image_once(self, indices: Sequence[int]) -> None:
-        own = torch.bincount(torch.tensor(indices, dtype=torch.int64), minlength=self.ground_truth.num_images)
-        times = all_sum(own.to(self.process.device)).cpu()
+    def _settle(self, seen: Sequence[int], unreadable: Sequence[int]) -> None:
+        """Learn from all processes which images they have seen; raises ValueError unless it was each of them once."""
+        own = [
+            torch.bincount(torch.tensor(indices, dtype=torch.int64), minlength=self.ground_truth.num_images)
+            for indices in (seen, unreadable)
+        ]
+        times, lost = all_sum(torch.stack(own).to(self.process.device)).cpu()
+        self.unreadable.clear()
+        self.unreadable.update(lost.nonzero().flatten().tolist())
         for wrong, problem in ((times == 0, "not at all"), (times > 1, "more than once")):
             if wrong.any():
                 raise ValueError(
@@ -107,7 +122,14 @@ class Evaluation:
             train_image_counts=self.train_image_counts,
             score_threshold=self.postprocess.score_threshold,
         )
-        return result | (summarize_fixed_ap(fixed, self.frequencies) if fixed else {})
+        result |= summarize_fixed_ap(fixed, self.frequencies) if fixed else {}
+        if self.unreadable:
+            result["unreadable_images"] = len(self.unreadable)
+            _log.warning(
+                f"{len(self.unreadable)} of {self.ground_truth.num_images} images could not be read, and count as images in "
+                "which nothing was detected: the result is no better than it would be with them"
+            )
+        return result
 
 
 def _columns(batch: Batch, detections: Sequence[Detections], *, legacy_offset: bool) -> DetectionColumns:

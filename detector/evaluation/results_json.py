@@ -31,7 +31,7 @@ def read_json(path: Path) -> Records:
         raise ResultsError(f"{path}: cannot read the results file: {error.strerror}") from error
     try:
         parts = [_columns(records) for records in _batches(content)]
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         parts = [_columns(_decode_whole(path, content))]  # tells what is wrong, and at which place in the file
     return Records(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
@@ -81,7 +81,7 @@ def _decode_whole(path: Path, content: bytes) -> list[_Record]:
         raise ResultsError(
             f"{path}: {error}; expected a list of {{image_id, category_id, bbox: [x, y, width, height], score}}"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ResultsError(
             f"{path}: not JSON: {error}. The file has {len(content):,} bytes: is it a complete copy, and not compressed?"
         ) from error

@@ -4,6 +4,8 @@
 looked at, and all classes that it knows. `boxes_xywh` (D, 4) in pixels, `scores` (D,).
 """
 
+import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,6 +21,13 @@ _EXPECTED = {
     "image_index": ("iu", 1), "labels": ("iu", 1), "boxes_xywh": ("f", 2), "scores": ("f", 1),
     "image_ids": ("iu", 1), "category_ids": ("iu", 1), "class_names": ("U", 1),
 }  # fmt: skip
+
+
+# What numpy and zipfile raise for files that are damaged, of another kind, or made to do harm.
+_DAMAGED = (
+    ValueError, TypeError, LookupError, EOFError, RuntimeError, MemoryError, OverflowError, SyntaxError, struct.error,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def write_npz(
@@ -57,17 +66,20 @@ def _load(path: Path) -> dict[str, NDArray]:
     try:
         # Not pickles: reading one runs what its author put there.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in _EXPECTED}
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.zip.infolist()):
+                raise ValueError("its arrays are compressed, and a small file could fill the memory")
+            return {name: np.asarray(archive[name]) for name in _EXPECTED}  # bytes, where a file in it is no array
     except OSError as error:
         raise ResultsError(f"{path}: cannot read the results file: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGED as error:
         raise ResultsError(
-            f"{path}: no file of detections as `tools/eval.py --detections` writes it, or not a complete copy: {error}"
+            f"{path}: no file of detections as `tools/eval.py --detections` writes it, or not a complete copy: "
+            f"{str(error)[:300]}"
         ) from error
 
 
 def _check_arrays(path: Path, arrays: dict[str, NDArray]) -> None:
-    wrong = _wrong_kinds(arrays) or _wrong_shapes(arrays) or _wrong_indices(arrays)
+    wrong = _wrong_kinds(arrays) or _wrong_shapes(arrays) or _wrong_indices(arrays) or _repeated_ids(arrays)
     if wrong:
         raise ResultsError(
             f"{path}: no file of detections as `tools/eval.py --detections` writes it: {'; '.join(wrong)}"
@@ -97,6 +109,14 @@ def _wrong_indices(arrays: dict[str, NDArray]) -> list[str]:
         f"{index} has values outside of the {len(arrays[table])} {table}"
         for index, table in (("image_index", "image_ids"), ("labels", "category_ids"))
         if np.any((arrays[index] < 0) | (arrays[index] >= len(arrays[table])))
+    ]
+
+
+def _repeated_ids(arrays: dict[str, NDArray]) -> list[str]:
+    return [
+        f"{name} holds an id twice"
+        for name in ("image_ids", "category_ids")
+        if len(np.unique(arrays[name])) < len(arrays[name])
     ]
 
 

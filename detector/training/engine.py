@@ -134,12 +134,14 @@ def optimize(
     run.criterion.begin_step()
     run.optimizer.zero_grad()
     statistics = MovingStatistics.of(run.network)
-    losses, positives = _backward(run, model, batch, process, images_per_pass, precision)
+    losses, counts = _backward(run, model, batch, process, images_per_pass, precision)
     scale = run.scaler.get_scale()
     run.scaler.unscale_(run.optimizer)
     parameters = [p for p in run.network.parameters() if p.requires_grad]
     norm = nn.utils.clip_grad_norm_(parameters, clip_norm or math.inf)
     losses, norm, state = _agree(losses, norm, run.norm(), stop)
+    positives, unreadable = counts.tolist()
+    run.unreadable += int(unreadable)
     finite = math.isfinite(norm)
     # By what all processes have agreed on: the scaler itself looks at the gradient of its own process alone.
     run.scaler.update(None if finite else scale / 2)
@@ -154,7 +156,8 @@ def optimize(
     run.criterion.after_backward(gradient_scale=scale * process.world_size, step_taken=finite)
     if run.ema and finite:
         run.ema.update_parameters(run.network)
-    return {"loss": sum(losses.values()), **losses, "gradient_norm": norm, "positives": positives.item()}
+    numbers = {"loss": sum(losses.values()), **losses, "gradient_norm": norm, "positives": positives}
+    return numbers | ({"unreadable": run.unreadable} if run.unreadable else {})
 
 
 def parallel(network: nn.Module, process: Process) -> nn.Module:
@@ -177,14 +180,18 @@ def _passes(batch: Batch, size: int, device: torch.device) -> Iterator[tuple[lis
 def _backward(
     run: Run, model: nn.Module, batch: Batch, process: Process, images_per_pass: int, precision: str
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """This process's share of the losses, their gradients left in the parameters, and the positives of all processes."""
+    """This process's share of the losses, their gradients left in the parameters; and two counts over all processes.
+
+    These are of the positives, and of the images that could not be read: (2,) float32.
+    """
     passes = list(_passes(batch, images_per_pass, process.device))
     anchors = [run.network.anchors(padded_size) for _, _, padded_size in passes]
     assignments = [
         run.criterion.assign(of_pass, targets, [tuple(image.shape[-2:]) for image in images])
         for of_pass, (images, targets, _) in zip(anchors, passes, strict=True)
     ]
-    positives = all_sum(torch.tensor(float(sum(len(a.boxes) for a in assignments)), device=process.device))
+    own = [float(sum(len(a.boxes) for a in assignments)), float(len(batch.unreadable))]
+    counts = all_sum(torch.tensor(own, device=process.device))
     sums: dict[str, Tensor] = {}
     for i, (images, _, padded_size) in enumerate(passes):
         synchronize = process.world_size == 1 or i == len(passes) - 1
@@ -192,13 +199,13 @@ def _backward(
             pixels = run.network.preprocess(images, padded_size)
             with torch.autocast(process.device.type, _AUTOCAST[precision], enabled=precision != "fp32"):
                 outputs = model(pixels)
-            losses = run.criterion(outputs, anchors[i], assignments[i], positives.clamp(min=1))
+            losses = run.criterion(outputs, anchors[i], assignments[i], counts[0].clamp(min=1))
             del outputs  # or the logits would stay while the layers below go backward
             # DDP averages gradients over processes, but the normalizer is already that of all of them.
             run.scaler.scale(sum(losses.values()) * process.world_size).backward()
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0.0) + loss.detach()
-    return sums, positives
+    return sums, counts
 
 
 def _agree(

@@ -24,12 +24,14 @@ class Run:
     step: int = 0  # optimizer steps done, those left out among them
     skipped: int = 0  # steps left out since a number was not finite
     skipped_in_a_row: int = 0
+    unreadable: int = 0  # images that another was shown for, over all steps and processes
 
     def state_dict(self) -> dict:
         """The state as tensors and plain values."""
         return {
             "step": self.step,
             "skipped": [self.skipped, self.skipped_in_a_row],
+            "unreadable": self.unreadable,
             "model": self.network.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "criterion": self.criterion.state_dict(),
@@ -46,6 +48,7 @@ class Run:
         """
         self.step = state["step"]
         self.skipped, self.skipped_in_a_row = state.get("skipped", (0, 0))  # older checkpoints count none
+        self.unreadable = state.get("unreadable", 0)
         self.network.load_state_dict(state["model"])
         if self.ema and state["ema"]:
             self.ema.load_state_dict(state["ema"])

@@ -9,9 +9,10 @@ from PIL import Image
 
 from datasets import DataError, read_annotations
 from datasets.augmentation import Augmentation, ColorJitter, Crop, LargeScaleJitter, MixUp, Mosaic
-from datasets.loader import DetectionDataset, _outlive_termination, evaluation_loader, padded_size, training_loader
+from datasets.loader import DetectionDataset, evaluation_loader, padded_size, training_loader
 from datasets.samplers import TrainingStream, repeat_factors
 from datasets.transforms import View, apply_view
+from datasets.workers import outlive_termination
 
 OPTIONS = {"short_sides": (24, 32, 40), "long_side": 64, "flip": 0.5, "pad_multiple": 16, "seed": 3}
 AUGMENTED = Augmentation(LargeScaleJitter(size=(64, 64)), Crop(), ColorJitter(hue=0.1), Mosaic(size=(48, 80)), MixUp())
@@ -307,7 +308,7 @@ def test_many_images_in_a_batch_do_not_use_up_open_files(dataset):
 def test_a_worker_ignores_the_first_sigterm_alone():
     before = signal.getsignal(signal.SIGTERM)
     try:
-        _outlive_termination(0)
+        outlive_termination()
         os.kill(os.getpid(), signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:

@@ -73,7 +73,7 @@ ALL = {
 def test_objects_and_their_boxes_stay_together(dataset, name):
     found = Counter()
     for scene in _draw(dataset, **ALL[name]):
-        image, targets = read_scene(dataset, scene)
+        image, targets = read_scene(dataset.read, scene)
         assert image.shape == (3, *scene.size)
         assert image.dtype == torch.uint8
         shown = {tile.index for tile in scene.tiles}
@@ -151,7 +151,7 @@ def test_mosaic_by_hand(dataset):
         Tile(5, View((20, 20), False, Region(0, 0, 50, 50)), (40, 40)),  # without objects
         Tile(1, View((50, 40), False, Region(40, 10, 50, 40)), (40, 60)),  # its object is above, its crowd inside
     )
-    image, targets = read_scene(dataset, Scene((90, 130), tiles))
+    image, targets = read_scene(dataset.read, Scene((90, 130), tiles))
     assert targets.boxes.tolist() == [
         [15 + 6, 10 + 5, 15 + 21, 10 + 17.5],
         [60 + 64 - 42, 10, 60 + 64 - 12, 35],
@@ -166,7 +166,7 @@ def test_mosaic_by_hand(dataset):
 def test_mixup_by_hand(dataset):
     partner = Tile(2, View((32, 32), False, Region(0, 0, 64, 64)))
     scene = single(0, View((60, 90), False))._replace(partner=partner, weight=0.75)
-    image, targets = read_scene(dataset, scene)
+    image, targets = read_scene(dataset.read, scene)
     assert targets.boxes.tolist() == [[12, 10, 42, 35], [6, 5, 21, 17.5]]
     assert targets.labels.tolist() == [0, 2]
     assert image[:, 12, 15].tolist() == [0, 200, 0]  # green on green
@@ -182,7 +182,7 @@ def test_colors_change_and_nothing_else_does(dataset):
     differ = 0
     for a, b in zip(plain, colored, strict=True):
         assert b.tiles[0].view._replace(colors=None) == a.tiles[0].view
-        (image, targets), (recolored, same) = (read_scene(dataset, scene) for scene in (a, b))
+        (image, targets), (recolored, same) = (read_scene(dataset.read, scene) for scene in (a, b))
         assert all(torch.equal(x, y) for x, y in zip(targets, same, strict=True))
         assert recolored.shape == image.shape
         differ += not torch.equal(image, recolored)
@@ -198,7 +198,7 @@ def test_image_without_objects_goes_through_everything(dataset):
     for scene in draw_scenes(stream, 0, **options):
         only = [tile._replace(index=5) for tile in scene.tiles]
         partner = scene.partner and scene.partner._replace(index=5)
-        _, targets = read_scene(dataset, scene._replace(tiles=tuple(only), partner=partner))
+        _, targets = read_scene(dataset.read, scene._replace(tiles=tuple(only), partner=partner))
         assert [tuple(tensor.shape) for tensor in targets] == [(0, 4), (0,), (0, 4)]
 
 

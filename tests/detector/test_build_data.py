@@ -117,6 +117,12 @@ def test_the_arithmetic_of_boxes_and_pixels_reaches_the_images(make_config, cpu)
     assert not torch.equal(build_val(config, cpu).read(0, view)[1].boxes, exact.val.read(0, view)[1].boxes)
 
 
+def test_an_epoch_that_would_fill_the_memory_is_refused(make_config, cpu):
+    sampler = {"name": "repeat_factor", "threshold": 1.0, "power": 10.0}
+    with pytest.raises(ConfigError, match=r"data\.sampler: an epoch would have \S+ images, of the 24 that there are"):
+        build_data(make_config(differences={"data": {"sampler": sampler}}), cpu)
+
+
 def test_sampler_is_the_one_named(make_config, cpu):
     def stream(**sampler):
         data = build_data(make_config(differences={"data": {"sampler": sampler, "aspect_grouping": False}}), cpu)

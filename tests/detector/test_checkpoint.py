@@ -72,6 +72,31 @@ def test_nobody_sees_a_file_before_it_is_whole_and_on_the_disk(tmp_path, monkeyp
     assert os.path.samestat(seen[1][1], tmp_path.stat())  # the folder, which holds the new name
 
 
+@pytest.mark.parametrize(("moment", "newest"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 2), (5, 2)])
+def test_a_process_that_is_killed_at_any_moment_of_a_write_leaves_a_good_checkpoint(tmp_path, moment, newest):
+    save_steps(tmp_path, 1)
+    child = os.fork()
+    if child == 0:  # killed before it syncs, renames, syncs the folder, removes the temporary name, removes the old one
+        calls = []
+
+        def until(call):
+            def counted(*args, **options):
+                if len(calls) == moment:
+                    os._exit(9)
+                calls.append(call)
+                return call(*args, **options)
+
+            return counted
+
+        os.fsync, os.replace, os.unlink = until(os.fsync), until(os.replace), until(os.unlink)
+        save_steps(tmp_path, 2)
+        prune(tmp_path, 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (9 if moment < 5 else 0)
+    assert load_checkpoint(saved_steps(tmp_path)[-1]) == {"step": newest}
+    assert len(saved_steps(tmp_path)) == (2 if moment in (2, 3, 4) else 1)
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A checkpoint."""
@@ -283,8 +308,11 @@ def test_the_best_costs_no_space_or_is_copied_where_links_do_not_work(tmp_path, 
         raise OSError("not supported")
 
     monkeypatch.setattr(os, "link", no_links)
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (fsync(file), synced.append(os.fstat(file).st_ino)))
     mark_best(step_path(tmp_path, 1))
     assert not (tmp_path / "best.pt").samefile(step_path(tmp_path, 1))
+    assert synced[0] == (tmp_path / "best.pt").stat().st_ino, "synced before it has its name"
     assert load_checkpoint(tmp_path / "best.pt") == {"step": 1}
 
 

@@ -90,7 +90,7 @@ def test_a_configuration_cannot_be_changed():
         ({"schedule": {"warmup_steps": 5, "warmup_epochs": 1}}, "schedule: warmup_steps and warmup_epochs are both set; set one"),
         ({"data": {"rare": 5, "common": 4}}, "data: rare 5 must not exceed common 4"),
         ({"model": {"weights": "a.pt"}}, "model.weights: unknown key"),
-        ({"model": {"anchors": {"ratios": [0]}}}, "model.anchors.ratios[0]: Input should be greater than 0, found 0"),
+        ({"model": {"anchors": {"ratios": [0]}}}, "model.anchors.ratios[0]: Input should be greater than or equal to 0.001, found 0"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_with_its_path_and_a_suggestion(values, message):

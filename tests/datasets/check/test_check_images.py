@@ -206,7 +206,7 @@ def test_process_killed_from_outside_loses_no_image(write, clean, image_folder):
     findings = check_dataset(SplitFiles(write(clean), image_folder), workers=1, progress=progress).findings
     found = [f for f in findings if f.what == "images that cannot be decoded"]
     assert [f.count for f in found] == [1]
-    assert found[0].examples[0].startswith("image 2 (2.png): cannot identify")
+    assert found[0].examples[0].startswith("image 2 (2.png): the file is empty")
 
 
 def test_blocks_of_images_are_all_read_in_order(write, clean, image_folder, monkeypatch):

@@ -57,7 +57,7 @@ def test_the_exploits_work_where_nobody_refuses(tmp_path):
 def test_objects_inside_an_array_are_refused(tmp_path):
     path = tmp_path / "objects.pkl"
     path.write_bytes(pickle.dumps({"a": np.array([{}, []], dtype=object)}))
-    with pytest.raises(CheckpointError, match=r"objects\.pkl: 'a' is a ndarray; expected a state dict"):
+    with pytest.raises(CheckpointError, match=r"objects\.pkl: 'a' is array of object; expected a state dict"):
         read_foreign(path)
 
 
@@ -89,6 +89,37 @@ def test_a_state_dict_is_found_wherever_it_lies(tmp_path):
         assert file.metadata == ({"x": 1} if path.name == "sd.pth" else {})
 
 
+@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
+def test_arrays_and_numbers_of_numpy_are_read(tmp_path, suffix):
+    path = tmp_path / f"best{suffix}"
+    arrays = {"a": np.arange(6, dtype=">f4").reshape(2, 3), "b": np.float16(3), "c": np.arange(3)[::2]}
+    # United-Perception keeps its best AP, a float64 of numpy's, beside the weights.
+    content = {"model": arrays, "metric_val": np.float64(0.27), "iter": np.int64(150_000)}
+    path.write_bytes(pickle.dumps(content)) if suffix == ".pkl" else torch.save(content, path)
+    tensors = read_foreign(path).tensors
+    assert torch.equal(tensors["a"], torch.arange(6.0).view(2, 3))
+    assert torch.equal(tensors["b"], torch.tensor(3, dtype=torch.float16))
+    assert torch.equal(tensors["c"], torch.tensor([0, 2]))
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
+@pytest.mark.parametrize("array", [np.ones(2, np.longdouble), np.array(["a"]), np.ones(2, complex)])
+def test_arrays_that_torch_does_not_have_are_an_error(tmp_path, suffix, array):
+    path = tmp_path / f"odd{suffix}"
+    content = {"model": {"a": array}}
+    path.write_bytes(pickle.dumps(content)) if suffix == ".pkl" else torch.save(content, path)
+    with pytest.raises(CheckpointError, match=rf"odd\{suffix}: 'a' is array of {array.dtype}; expected"):
+        read_foreign(path)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
+def test_an_array_of_a_shape_alone_takes_no_memory(tmp_path, suffix):
+    path = tmp_path / f"huge{suffix}"
+    content = {"model": {"a": Exploit(np.ndarray, (10**10,))}}
+    path.write_bytes(pickle.dumps(content)) if suffix == ".pkl" else torch.save(content, path)
+    assert read_foreign(path).tensors["a"].numel() == 0
+
+
 def test_what_is_no_file_of_weights_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match=r"missing\.pth: no such file"):
         read_foreign(tmp_path / "missing.pth")
@@ -99,5 +130,5 @@ def test_what_is_no_file_of_weights_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match=r"ours\.pt: a Longshot checkpoint already"):
         read_foreign(tmp_path / "ours.pt")
     torch.save({"a": torch.zeros(1), "b": "text"}, tmp_path / "text.pt")
-    with pytest.raises(CheckpointError, match=r"text\.pt: 'b' is a str; expected a state dict"):
+    with pytest.raises(CheckpointError, match=r"text\.pt: 'b' is str; expected a state dict"):
         read_foreign(tmp_path / "text.pt")
