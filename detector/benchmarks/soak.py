@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from ..checkpoint import load_checkpoint, saved_steps
+from ..progress import progress_bar
 
 MOMENTS = ("start", "step", "checkpoint", "evaluation")
 STEPS_PER_KILL = 20
@@ -81,6 +82,7 @@ def run(config: Path, output: Path, *, processes: int, steps: int, kills: int = 
     command = [*torchrun, f"--nproc-per-node={processes}", str(_TRAIN), "--config", str(config), f"output={output}"]
     with open(output.with_suffix(".log"), "w") as log:
         job = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    bar = progress_bar(total=kills, desc="soak", unit="kill", disable=not kills)
     try:
         before: set[int] = set()
         while done.total() < kills:
@@ -91,9 +93,11 @@ def run(config: Path, output: Path, *, processes: int, steps: int, kills: int = 
             with suppress(ProcessLookupError):  # the run is over
                 os.kill(dice.choice(sorted(workers)), signal.SIGKILL)
                 done[moment] += 1
+                bar.update()
             before = workers
         code = job.wait()
     finally:
+        bar.close()
         job.kill()
     return Killed(done, time.monotonic() - begin, code)
 

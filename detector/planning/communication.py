@@ -38,13 +38,14 @@ def collectives(network: nn.Module, criterion: Criterion, *, passes: int) -> lis
     gradients = [parameter.nbytes for parameter in network.parameters() if parameter.requires_grad]
     buffers = list(network.buffers())
     losses = 2 + (criterion.quality != "none") + isinstance(criterion.coding, DistributionCoding)
-    # Positives; losses, norm and whether to stop; and in each pass the sum and number of the weights of boxes.
-    numbers = [1, losses + 2] + [2] * passes * (criterion.box_weighting != "none")
+    # In bytes: positives, images that could not be read; losses, two norms, whether to stop; in each pass, two float64 of the
+    # weights of boxes.
+    numbers = [8, 4 * (losses + 3)] + [16] * passes * (criterion.box_weighting != "none")
     messages = [
         Collective("gradients", "all-reduce", sum(gradients), _num_buckets(gradients), hidden=True),
         # Those of a type go together.
         Collective("buffers", "broadcast", sum(b.nbytes for b in buffers), len({b.dtype for b in buffers})),
-        Collective("counts, losses, norm", "all-reduce", 4 * sum(numbers), len(numbers)),
+        Collective("counts, losses, norms", "all-reduce", sum(numbers), len(numbers)),
     ]
     if isinstance(criterion.classification, StepwiseLoss):
         sums = criterion.classification.pending

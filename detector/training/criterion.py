@@ -188,9 +188,10 @@ class Criterion(nn.Module):
         if self.box_weighting == "none":
             return None, normalizer
         weights = quality if self.box_weighting == "quality" else _best_scores(logits, positive)
-        in_pass = torch.stack([weights.sum(), weights.new_tensor(float(len(weights)))])
+        # In float64: the sum, once rounded, does not depend on how the positives are spread over processes.
+        in_pass = torch.stack([weights.sum(dtype=torch.float64), weights.new_tensor(len(weights), dtype=torch.float64)])
         total, count = all_sum(in_pass)
-        return weights, (total * normalizer / count.clamp(min=1)).clamp(min=1)
+        return weights, (total * normalizer / count.clamp(min=1)).clamp(min=1).to(normalizer.dtype)
 
 
 def _best_scores(logits: Sequence[Tensor], positive: Tensor) -> Tensor:

@@ -1,9 +1,6 @@
 """One run on two processes, as torchrun starts them: on this machine's CPU, by gloo."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,61 +14,44 @@ from detector import distributed
 from detector.build import build_run
 from detector.build_data import build_data, build_training_loader
 from detector.checkpoint import load_checkpoint, network_weights, step_path
-from detector.distributed import process_group
+from detector.config import parse_config
+from detector.distributed import columns_of_others, from_rank_zero, process_group
 from detector.inference import load_model
 from detector.run import run_training
 from detector.yaml_files import ConfigError
 
-ROOT = Path(__file__).parents[2]
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
-# Each process does one job after the other: a run from a configuration, from a checkpoint if one is named.
-PROCESS = """
-import json, sys
-from pathlib import Path
-import numpy as np
-import torch
-from detector.config import parse_config
-from detector.distributed import columns_of_others, from_rank_zero, process_group
-from detector.run import run_training
-from detector.yaml_files import ConfigError
 
-torch.set_num_threads(1)
-folder = Path(sys.argv[1])
-with process_group("cpu") as process:
-    own = np.full(process.rank + 2, process.rank / 3), np.full((process.rank + 2, 3), process.rank, np.uint8)
-    others = [[column.tolist() for column in columns] for columns in columns_of_others(own, process.device)]
-    told = [process.rank, process.world_size, str(process.device), others, from_rank_zero(process.rank)]
-    (folder / f"process_{process.rank}.json").write_text(json.dumps(told))
-    for values, checkpoint in json.loads((folder / "jobs.json").read_text()):
-        try:
-            run_training(parse_config(values), process, checkpoint)
-        except (FloatingPointError, ConfigError) as error:
-            with open(folder / f"errors_{process.rank}.jsonl", "a") as file:
-                print(json.dumps([type(error).__name__, str(error)]), file=file)
-"""
-
-RUNS = {
-    "focal": {"loss": {"classification": {"name": "focal"}}},
-    "efl": {},
-    "efl in passes, averaged": {"train": {"images_per_pass": 1, "ema_decay": 0.9}},
-}
+def run_rank(folder):
+    """One of the processes does one job after the other: a run from a configuration, from a checkpoint if one is named."""
+    with process_group("cpu") as process:
+        own = np.full(process.rank + 2, process.rank / 3), np.full((process.rank + 2, 3), process.rank, np.uint8)
+        others = [[column.tolist() for column in columns] for columns in columns_of_others(own, process.device)]
+        told = [process.rank, process.world_size, str(process.device), others, from_rank_zero(process.rank)]
+        (folder / f"process_{process.rank}.json").write_text(json.dumps(told))
+        for values, checkpoint in json.loads((folder / "jobs.json").read_text()):
+            try:
+                run_training(parse_config(values), process, checkpoint)
+            except (FloatingPointError, ConfigError) as error:
+                with open(folder / f"errors_{process.rank}.jsonl", "a") as file:
+                    print(json.dumps([type(error).__name__, str(error)]), file=file)
 
 
 @pytest.fixture(scope="module")
 def sparse_config(make_config, sparse):
-    """(folder, differences) -> Config of 6 steps on images most of which are empty."""
+    """(folder) -> Config of 6 steps in passes, with averaged weights, on images most of which are empty."""
 
-    def make(folder, differences):
+    def make(folder):
         # A loss without kinks: where the edges of two boxes meet, GIoU's gradient jumps.
         different = {
             "data": {"train": {"annotations": str(sparse)}, "aspect_grouping": False},
-            "loss": {"box": {"name": "smooth_l1", "weight": 1.0}, **differences.get("loss", {})},
+            "loss": {"box": {"name": "smooth_l1", "weight": 1.0}},
             "optimizer": {"clip_norm": 1.0},
+            "train": {"images_per_pass": 1, "ema_decay": 0.9},
             "eval": {"every": 3},
-            "seed": 3,
         }
-        return make_config(folder, {**differences, **different})
+        return make_config(folder, different)
 
     return make
 
@@ -89,39 +69,25 @@ def sparse(shapes, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two_processes(make_config, sparse_config, learned, tmp_path_factory):
+def two_processes(make_config, sparse_config, learned, run_processes, tmp_path_factory):
     """The folder of what two processes have done: a folder per run."""
     folder = tmp_path_factory.mktemp("two processes")
+    sparse = sparse_config(folder / "sparse")
     batch_norm = make_config(folder / "bn", {"model": {"backbone": {"norm": "bn"}}, "eval": {"pictures": 1}})
     again = load_model(learned / "checkpoints" / "best.pt").config.model_copy(
         update={"output": str(folder / "evaluated")}
     )
-    diverging = make_config(folder / "diverging", {"optimizer": {"lr": 1e30, "clip_norm": None}})
-    jobs = [(sparse_config(folder / name, changes), None) for name, changes in RUNS.items()]
-    jobs += [
-        (jobs[0][0], None),
+    diverging = make_config(folder / "diverging", {"optimizer": {"lr": 1e9, "clip_norm": None}})
+    jobs = [
+        (sparse, None),
+        (sparse, None),
         (batch_norm, None),
         (again, str(step_path(learned / "checkpoints", 300))),
         (diverging, None),
     ]
     (folder / "jobs.json").write_text(json.dumps([(c.model_dump(mode="json"), path) for c, path in jobs]))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    here = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, env={**os.environ, **here, "RANK": rank, "LOCAL_RANK": rank},
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    try:
-        output = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], output
+    ended = run_processes(2, __file__, folder)
+    assert ended.codes == [0, 0], ended.output
     return folder
 
 
@@ -139,29 +105,33 @@ def vector(weights):
     return torch.cat([value.double().flatten() for value in weights.values()])
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_two_processes_train_as_one(two_processes, sparse_config, cpu, tmp_path, name):
-    config = sparse_config(tmp_path, RUNS[name])
+def test_two_processes_train_as_one(two_processes, sparse_config, cpu, tmp_path):
+    config = sparse_config(tmp_path)
     run_training(config, cpu)
-    ours, theirs = records(tmp_path), records(two_processes / name)
+    ours, theirs = records(tmp_path), records(two_processes / "sparse")
     assert len(theirs) == 6
     for a, b in zip(ours, theirs, strict=True):
         assert a == pytest.approx(b, rel=1e-3)
-    assert len(records(two_processes / name, "evaluation")) == 2
+    assert len(records(two_processes / "sparse", "evaluation")) == 2
     torch.manual_seed(config.seed)
     start = vector(build_run(config, build_data(config, cpu).classes, cpu, num_images=24).network.state_dict())
-    one, two = (load_checkpoint(step_path(folder / "checkpoints", 6)) for folder in (tmp_path, two_processes / name))
+    one, two = (
+        load_checkpoint(step_path(folder / "checkpoints", 6)) for folder in (tmp_path, two_processes / "sparse")
+    )
     for weights_of in (lambda state: state["model"], network_weights):
         ours, theirs = vector(weights_of(one)), vector(weights_of(two))
         assert (ours - theirs).norm() < 1e-3 * (ours - start).norm()
-    assert one["criterion"].keys() == two["criterion"].keys()
-    assert len(one["criterion"]) == (0 if name == "focal" else 2)
+    assert (
+        one["criterion"].keys()
+        == two["criterion"].keys()
+        == {"classification.positive_gradient", "classification.negative_gradient"}
+    )
     for key, value in one["criterion"].items():
         torch.testing.assert_close(two["criterion"][key], value, rtol=1e-3, atol=0)
 
 
 def test_those_steps_have_no_object_on_one_rank_or_on_every_rank(sparse_config, cpu, two_processes):
-    config = sparse_config("nowhere", {})
+    config = sparse_config("nowhere")
     data = build_data(config, cpu)
     objects = []
     for rank in (0, 1):
@@ -169,7 +139,7 @@ def test_those_steps_have_no_object_on_one_rank_or_on_every_rank(sparse_config, 
         objects.append([sum(len(target.boxes) for target in batch.targets) for batch in loader])
     having = {(first > 0, second > 0) for first, second in zip(*objects, strict=True)}
     assert having >= {(False, False), (False, True), (True, False)}, objects
-    assert 0 in [record["positives"] for record in records(two_processes / "efl")]
+    assert 0 in [record["positives"] for record in records(two_processes / "sparse")]
 
 
 def test_evaluation_on_two_processes_equals_one_bit_for_bit(two_processes, learned):
@@ -199,7 +169,7 @@ def test_what_rank_zero_finds_wrong_is_raised_on_all_ranks(two_processes):
     refused = [errors(two_processes, rank)[0] for rank in (0, 1)]
     assert refused[0] == refused[1]
     assert refused[0][0] == "ConfigError"
-    assert refused[0][1].startswith(f"{two_processes / 'focal'}: holds a run already")
+    assert refused[0][1].startswith(f"{two_processes / 'sparse'}: holds a run already")
 
 
 def test_each_process_knows_itself_and_rank_zero_is_heard_and_hears(two_processes):
@@ -209,7 +179,7 @@ def test_each_process_knows_itself_and_rank_zero_is_heard_and_hears(two_processe
 
 
 def test_only_rank_zero_writes_and_speaks(two_processes):
-    for folder in ("efl", "bn"):
+    for folder in ("sparse", "bn"):
         log = (two_processes / folder / "log.txt").read_text()
         assert log.count("trainable parameters") == 1
         assert len(list((two_processes / folder).glob("events*"))) == 1
@@ -286,3 +256,8 @@ def test_a_gpu_that_is_not_there_is_an_error(variables):
     variables.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match="device: cuda, but process 0 of this machine finds 0 GPUs"):
         process_group("cuda").__enter__()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run_rank(Path(sys.argv[1]))

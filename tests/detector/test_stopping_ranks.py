@@ -1,20 +1,13 @@
 """Two processes that stop together: on request, for a number that is not finite, and when one of them dies."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from detector.benchmarks.soak import compare
 from detector.checkpoint import load_checkpoint, saved_steps
-
-ROOT = Path(__file__).parents[2]
 
 # Each process does one job after the other, given by the configuration of a run and what happens to which rank in which
 # step: a signal, or a value let in at a place. The last job ends with the death of rank 1, and rank 0 asked to stop.
@@ -127,7 +120,7 @@ EVERYTHING = {"model": {"backbone": {"norm": "bn"}}, "train": {"ema_decay": 0.9,
 
 
 @pytest.fixture(scope="module")
-def done(make_config, tmp_path_factory):
+def done(make_config, run_processes, tmp_path_factory):
     """The folder of what two processes have done, and how they ended."""
     folder = tmp_path_factory.mktemp("two processes")
     asked = make_config(folder / "asked"), [(3, 1, "SIGUSR1")]
@@ -137,23 +130,7 @@ def done(make_config, tmp_path_factory):
     dies = make_config(folder / "dies"), [(4, 0, "SIGTERM"), (4, 1, "SIGKILL")]
     jobs = [(make_config(folder / "whole"), []), asked, (*asked[:1], []), (sick, one_sick), half, dies]
     (folder / "jobs.json").write_text(json.dumps([(c.model_dump(mode="json"), happens) for c, happens in jobs]))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    here = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, env={**os.environ, **here, "RANK": rank, "LOCAL_RANK": rank},
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    try:
-        output = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return folder, [process.returncode for process in processes], output
+    return folder, *run_processes(2, "-c", PROCESS, folder)
 
 
 def told(done, job):

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,12 +20,9 @@ OPTIONS = ["device=cpu", "train.checkpoint_every=5", "train.ema_decay=0.9", "dat
 
 
 @pytest.fixture
-def agents(tmp_path):
+def agents(tmp_path, free_port):
     """(arguments) -> two torchrun agents of one process each, as two machines would start them."""
-    started, logs = [], []
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    started, logs, port = [], [], free_port()
 
     def start(*arguments):
         torchrun = [

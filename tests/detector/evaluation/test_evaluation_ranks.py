@@ -1,12 +1,7 @@
 """One evaluation on 2, 3 and 4 processes: on this machine's CPU, by gloo."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +12,6 @@ from detector.config import parse_config
 from detector.run import run_training
 from detector.scoring import score_checkpoint
 
-ROOT = Path(__file__).parents[3]
 WORLD_SIZES = (2, 3, 4)
 
 # The first 2, the first 3 and all of 4 processes do each job. Of 3, two do the same part of the job "shared"; then each
@@ -140,31 +134,12 @@ def repeated(content, count):
 
 
 @pytest.fixture(scope="module")
-def four(jobs, tmp_path_factory):
+def four(jobs, run_processes, free_port, tmp_path_factory):
     """The folder of what the processes have written; and, by rank, exit code and output of the last job, which fails."""
     folder = tmp_path_factory.mktemp("four processes")
     (folder / "jobs.json").write_text(json.dumps(jobs))
     (folder / "groups.json").write_text(json.dumps([*((n, free_port()) for n in WORLD_SIZES), free_port()]))
-    here = {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, env={**os.environ, **here, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(4)
-    ]  # fmt: skip
-    try:
-        output = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return folder, [process.returncode for process in processes], output
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    return folder, *run_processes(4, "-c", PROCESS, folder)
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def test_a_real_step_hands_over_what_is_planned(weighted, alone, make_config, cp
     buckets, reduced, criterion = handed_over(config, network, cpu, monkeypatch)
     planned = {message.name: message for message in collectives(network, criterion, passes=2)}
     gradients, sums, numbers = (
-        planned.pop(name) for name in ("gradients", "sums per class (float64)", "counts, losses, norm")
+        planned.pop(name) for name in ("gradients", "sums per class (float64)", "counts, losses, norms")
     )
     assert list(planned) == ["buffers"]
     # A single process reduces every pass; two would accumulate the first one.
@@ -97,7 +97,7 @@ def test_losses_without_sums_send_none(make_config):
     config = make_config("nowhere", {"loss": {"classification": {"name": "focal"}}})
     network = build_network(config.model, K, pretrained=False)
     names = [message.name for message in collectives(network, build_criterion(config, [1] * K, 1), passes=1)]
-    assert names == ["gradients", "buffers", "counts, losses, norm"]
+    assert names == ["gradients", "buffers", "counts, losses, norms"]
 
 
 def test_frozen_weights_are_not_sent(make_config):
