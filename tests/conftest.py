@@ -170,7 +170,7 @@ def free_port() -> Callable[[], int]:
 
 @pytest.fixture(scope="session")
 def run_processes(free_port, tmp_path_factory) -> Callable[..., Ended]:
-    """(count, arguments of Python) -> how so many processes ended that were started as torchrun does, on this machine."""
+    """(count, arguments of Python) -> how so many processes ended that were started as torchrun does, all here."""
 
     def run(count: int, *arguments: object, seconds: float = 240.0) -> Ended:
         shared = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": 1}

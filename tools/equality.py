@@ -20,7 +20,7 @@ from detector.errors import readable_errors
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="examples: tools/equality.py; torchrun --nnodes 2 --nproc-per-node 8 … tools/equality.py --batch-size 32",
+        epilog="examples: tools/equality.py; torchrun --nnodes 2 --nproc-per-node 8 tools/equality.py --batch-size 32",
     )
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], help="started here; none under torchrun")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")

@@ -17,8 +17,8 @@ from ..distributed import Process, all_sum, from_rank_zero
 from ..training.engine import optimize, parallel
 from .equality_cases import CASES, Data, Precision, case_config
 
-# In float64, a sum over processes that is left out shows a hundred times larger. Boxes, their losses and those of quality
-# are float32 there too. In float32, a ReLU here and there falls on the other side of zero.
+# In float64, a sum over processes that is left out shows a hundred times larger. There too, boxes, their losses and those
+# of quality are float32. In float32, a ReLU here and there falls on the other side of zero.
 TOLERANCES: dict[Precision, float] = {"float64": 1e-5, "float32": 1e-2}
 
 

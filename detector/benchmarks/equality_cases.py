@@ -1,4 +1,4 @@
-"""What `equality` trains: small detectors, and images of which whole steps, or the share of a process, hold no object."""
+"""What `equality` trains: small detectors, on images of which whole steps or the share of a process have no object."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ class Data(NamedTuple):
 
 
 def make_data(folder: Path, *, steps: int, batch_size: int) -> Data:
-    """Write noise as images, with objects from a few pixels to the whole image, a long tail of classes; the same anywhere."""
+    """Write the same images of noise anywhere: objects from a few pixels to the whole image, a long tail of classes."""
     stream = TrainingStream(steps * batch_size, batch_size=batch_size, seed=0)
     random = np.random.default_rng(0)
     images, annotations = [], []
@@ -125,7 +125,7 @@ def case_config(case: str, data: Data, precision: Precision) -> Config:
         "model": {
             "backbone": {"name": "thin", "weights": str(data.trunk), "norm": "gn"},
             "fpn": {"channels": 16, "levels": 3},
-            # So high a prior that negatives outweigh positives in some classes: EFL's g then differs from class to class.
+            # So high a prior that negatives outweigh positives in some classes: EFL's g then differs between classes.
             "head": {"num_convs": 1, "width": 16, "norm": "gn", "prior": 0.1},
             "anchors": {"base_size": 3.0, "ratios": [1.0], "scales": [1.0]},
         },

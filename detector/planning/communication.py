@@ -38,8 +38,8 @@ def collectives(network: nn.Module, criterion: Criterion, *, passes: int) -> lis
     gradients = [parameter.nbytes for parameter in network.parameters() if parameter.requires_grad]
     buffers = list(network.buffers())
     losses = 2 + (criterion.quality != "none") + isinstance(criterion.coding, DistributionCoding)
-    # In bytes: positives, images that could not be read; losses, two norms, whether to stop; in each pass, two float64 of the
-    # weights of boxes.
+    # In bytes: positives, images that could not be read; losses, two norms, whether to stop; in each pass, two float64 of
+    # the weights of boxes.
     numbers = [8, 4 * (losses + 3)] + [16] * passes * (criterion.box_weighting != "none")
     messages = [
         Collective("gradients", "all-reduce", sum(gradients), _num_buckets(gradients), hidden=True),

@@ -24,7 +24,7 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def run_rank(folder):
-    """One of the processes does one job after the other: a run from a configuration, from a checkpoint if one is named."""
+    """One of the processes does one job after the other: a run from a configuration, or from a checkpoint too."""
     with process_group("cpu") as process:
         own = np.full(process.rank + 2, process.rank / 3), np.full((process.rank + 2, 3), process.rank, np.uint8)
         others = [[column.tolist() for column in columns] for columns in columns_of_others(own, process.device)]

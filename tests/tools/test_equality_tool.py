@@ -41,8 +41,10 @@ def test_four_processes_that_torchrun_has_started_come_to_the_same_as_one(run_pr
     ended = run_processes(4, TOOL, *OPTIONS, 5)
     assert ended.codes == [0] * 4, ended.output
     assert_equal(ended.output[0], passes=[2, 1])
-    empty = "2 per pass: 1 process without objects in steps 4; 3 processes without objects in steps 2; all without objects in steps 3"
-    assert empty in ended.output[0].splitlines()
+    empty = [
+        f"{who} without objects in steps {step}" for who, step in (("1 process", 4), ("3 processes", 2), ("all", 3))
+    ]
+    assert f"2 per pass: {'; '.join(empty)}" in ended.output[0].splitlines()
     assert not any(map(rows, ended.output[1:]))
 
 

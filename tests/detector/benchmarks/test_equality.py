@@ -1,4 +1,4 @@
-"""Whether the table of tools/equality.py tells of processes that forget to ask each other; the table itself: its own test."""
+"""What tools/equality.py compares, and that it tells of processes which forget to ask each other."""
 
 import json
 import math
@@ -31,9 +31,9 @@ FORGOTTEN = {
 
 def run_rank(folder):
     """One of two processes, each of which compares its five steps with those of one that is alone."""
-    data, found = make_data(folder, steps=5, batch_size=8), {}
+    data, found, alone = make_data(folder, steps=5, batch_size=8), {}, Process(0, 1, torch.device("cpu"))
     traces = {
-        (name, precision): take_steps(case, data, Process(0, 1, torch.device("cpu")), images_per_pass=8, precision=precision)
+        (name, precision): take_steps(case, data, alone, images_per_pass=8, precision=precision)
         for name, (*_, case, _) in FORGOTTEN.items()
         for precision in TOLERANCES
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Equalized Focal Loss's state over fp16 steps of two processes, one of which has all objects: dropped together or not at all.
+"""Equalized Focal Loss's state over fp16 steps of two processes, one of which has all objects: dropped by both or none.
 
 That its state is that of one process: see tools/equality.py.
 """
@@ -17,7 +17,8 @@ from detector.config import parse_config
 from detector.distributed import process_group
 from detector.training.engine import optimize, parallel
 
-# So small a loss that half gradients bear a scale of 65536; from 0.08 to 0.125 they overflow in the fifth step, at 262144.
+# So small a loss that half gradients bear a scale of 65536; from 0.08 to 0.125 they overflow in the fifth step, at
+# 262144.
 WEIGHT = 0.1
 DIFFERENCES = {
     # So high a prior that negatives outweigh positives: g lies below 1, and differs from class to class.

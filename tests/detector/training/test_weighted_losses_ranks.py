@@ -74,8 +74,8 @@ def ranks(jobs, run_processes, tmp_path_factory):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_passes_of_two_processes_are_those_of_one_with_the_same_images(ranks, jobs, cpu, name):
-    # In their first passes the two processes hold images 0 and 2. One process that has a pass for these two, and another
-    # for images 1 and 3, weights the same boxes against each other.
+    # In their first passes the two processes hold images 0 and 2. One process that has a pass for these, and another for
+    # images 1 and 3, weights the same boxes against each other.
     values, batches = jobs[name]
     order = [0, 2, 1, 3]
     mixed = [
