@@ -4,6 +4,7 @@ import os
 import signal
 import zlib
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from datasets.dataset import DetectionDataset
 from datasets.errors import UnreadableImage
 from datasets.loader import evaluation_loader, training_loader
 from datasets.samplers import TrainingStream
+from datasets.scenes import others_nearby
 from datasets.transforms import View
 from datasets.unreadable import MOST_TRIED, ShowingOthers, fitting
 from datasets.workers import Death, Watch, compute_ahead
@@ -152,6 +154,15 @@ def test_many_unreadable_images_in_a_row_are_an_error():
     reader = ShowingOthers(read, iter(range(1000)), lambda index: (64, 64))
     with pytest.raises(DataError, match=rf"^{MOST_TRIED - 1}: gone; nor can {MOST_TRIED} in a row be read"):
         reader(SICK, View((32, 48), flip=False))
+
+
+def test_the_others_are_those_of_the_position(dataset):
+    first, again, second, seeded = (
+        list(islice(others_nearby(stream_of(dataset), position, seed), 12))
+        for position, seed in ((5, 3), (5, 3), (6, 3), (5, 4))
+    )
+    assert first == again
+    assert first not in (second, seeded)
 
 
 def test_a_frame_holds_the_largest_picture_of_a_shape():
