@@ -94,16 +94,17 @@ class TrainingBatches:
         together = [scenes[i : i + self._pad_together] for i in range(0, len(scenes), self._pad_together)]
         # Also those of other processes and passes.
         padded = [padded_size([scene.size for scene in group], self._pad_multiple) for group in together]
-        positions = [position for _, position in self._stream.step(step)]
-        readers = [self._reader(positions[i], watch) for i in self._share]
         sizes = [padded[i // self._pad_together] for i in self._share]
-        return _read(self.dataset, [scenes[i] for i in self._share], readers, sizes)
+        return _read(self.dataset, [scenes[i] for i in self._share], self._readers(step, watch), sizes)
 
-    def _reader(self, position: int, watch: Watch) -> SceneReader:
+    def _readers(self, step: int, watch: Watch) -> list[SceneReader]:
+        """One for each scene of this process's share."""
         read = partial(_read_watched, self.dataset, watch)
         if self._seed is None:
-            return SceneReader(read)
-        return ShowingOthers(read, others_nearby(self._stream, position, self._seed), self.dataset.size)
+            return [SceneReader(read) for _ in self._share]
+        positions = [position for _, position in self._stream.step(step)]
+        others = [others_nearby(self._stream, positions[i], self._seed) for i in self._share]
+        return [ShowingOthers(read, of_one, self.dataset.size) for of_one in others]
 
 
 class EvaluationBatches:

@@ -12,6 +12,7 @@ import re
 import shutil
 import struct
 import zipfile
+from collections.abc import Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from .checkpoint_content import archive_damage, strange_tensor
+from .checkpoint_content import archive_damage, strange_tensor, wrong_entries
 from .durable import rename
 
 BEST = "best.pt"
@@ -146,6 +147,17 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
             "sparse, expanded or without content"
         )
     return content
+
+
+def check_entries(state: Mapping[str, Any], whose: str, *, needed: Set[str] = frozenset()) -> None:
+    """Raise CheckpointError for entries of another kind than a training run writes, and for `needed` ones not there.
+
+    Args:
+        state: the content of a checkpoint.
+        whose: begins the message: "a.pt: its".
+    """
+    if wrong := [*wrong_entries(state), *sorted(needed - state.keys())]:
+        raise CheckpointError(f"{whose} {', '.join(wrong)} are not as a training run writes them")
 
 
 def _verify(path: Path) -> bool:

@@ -16,8 +16,7 @@ from datasets.loader import padded_size
 from datasets.transforms import View, apply_view, resized_size
 
 from .build import build_network, build_postprocess
-from .checkpoint import CheckpointError, load_checkpoint, network_weights
-from .checkpoint_content import wrong_entries
+from .checkpoint import CheckpointError, check_entries, load_checkpoint, network_weights
 from .classes import Classes
 from .config import Config, parse_config
 from .model.postprocess import Detections, Postprocess, detect, rescale
@@ -67,8 +66,7 @@ def load_model(
     missing = {"config", "classes", "model"} - state.keys()
     if missing:
         raise CheckpointError(f"{checkpoint}: no checkpoint of a training run; it lacks {', '.join(sorted(missing))}")
-    if wrong := wrong_entries(state):
-        raise CheckpointError(f"{checkpoint}: its {', '.join(wrong)} are not as a training run writes them")
+    check_entries(state, f"{checkpoint}: its")
     config = parse_config(_without_dead_key(state["config"], checkpoint), where=f"{checkpoint}: config")
     classes = Classes(**state["classes"])
     with torch.device("meta"):  # without memory, of which a configuration can ask for any amount: do the weights fit?

@@ -6,8 +6,8 @@ from textwrap import shorten
 from torch import Tensor
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
-from .checkpoint import CheckpointError, load_checkpoint, network_weights
-from .checkpoint_content import is_state_dict, wrong_entries
+from .checkpoint import CheckpointError, check_entries, load_checkpoint, network_weights
+from .checkpoint_content import is_state_dict
 from .classes import Classes
 from .conversion.torchvision import convert_torchvision_retinanet
 from .model.retinanet import RetinaNet
@@ -30,9 +30,7 @@ def start_from(run: Run, path: Path | str, classes: Classes) -> str:
     """
     state = load_checkpoint(path)
     if {"config", "classes"} <= state.keys():
-        missing = {"model", "ema", "criterion", "step"} - state.keys()
-        if wrong := [*wrong_entries(state), *sorted(missing)]:
-            raise CheckpointError(f"{path}: its {', '.join(wrong)} are not as a training run writes them")
+        check_entries(state, f"{path}: its", needed={"model", "ema", "criterion", "step"})
         weights, taken = _from_checkpoint(state, path, classes)
     else:
         if not is_state_dict(state):

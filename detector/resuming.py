@@ -8,8 +8,7 @@ from textwrap import shorten
 import yaml
 
 from .build_data import Data
-from .checkpoint import CheckpointError, discard_later, load_checkpoint, saved_steps
-from .checkpoint_content import wrong_entries
+from .checkpoint import CheckpointError, check_entries, discard_later, load_checkpoint, saved_steps
 from .config import Config
 from .durable import write_text
 from .run_folder import FORMAT
@@ -88,8 +87,7 @@ def restore(run: Run, state: dict, data: Data, config: Config) -> list[str]:
             "To start from a detector's weights, set init_from"
         )
     needed = {"config", "classes", "step", "model", "ema", "criterion", "optimizer", "scaler", "random"}
-    if wrong := [*wrong_entries(state), *sorted(needed - state.keys())]:
-        raise CheckpointError(f"--resume: the checkpoint's {', '.join(wrong)} are not as a training run writes them")
+    check_entries(state, "--resume: the checkpoint's", needed=needed)
     theirs = state["classes"]
     data.classes.check_same(theirs["ids"], theirs["names"], here="the training set", there="the checkpoint to resume")
     changes = _changes(state["config"], config)

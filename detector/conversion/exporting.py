@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoint import CheckpointError, load_checkpoint, network_weights, save_checkpoint
-from ..checkpoint_content import wrong_entries
+from ..checkpoint import CheckpointError, check_entries, load_checkpoint, network_weights, save_checkpoint
 from ..config import parse_config
 from ..yaml_files import ConfigError, merge
 from . import official, torchvision
@@ -45,8 +44,7 @@ def export_checkpoint(checkpoint: Path, out: Path, *, kind: str = "plain") -> Ex
     state = load_checkpoint(checkpoint)
     if missing := {"config", "model", "criterion"} - state.keys():
         raise CheckpointError(f"{checkpoint}: no checkpoint of ours; it lacks {', '.join(sorted(missing))}")
-    if wrong := wrong_entries(state):
-        raise CheckpointError(f"{checkpoint}: its {', '.join(wrong)} are not as a training run writes them")
+    check_entries(state, f"{checkpoint}: its")
     weights = network_weights(state)
     if kind == "plain":
         rows, notes, tensors = compare(weights, {key: key for key in weights}, weights, {}), [], weights

@@ -1,7 +1,6 @@
 """Files of detections: the JSON of COCO results, and .npz."""
 
 import io
-import json
 import math
 import random
 import zipfile
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from harness import Case, refused, run_tool
 from mutations import Raw, Zeros, changed, damaged, dumped, replaced, zipped
-from specimens import write_dataset
+from specimens import plain_json, write_dataset
 
 from datasets.annotations import read_annotations
 from detector.evaluation.results import DetectionColumns, read_results, write_results
@@ -117,13 +116,7 @@ def _records() -> list[dict[str, Any]]:
 def is_what_json_says(result: tuple[bytes, DetectionColumns]) -> None:
     """Raise AssertionError unless Python's own parser finds the same detections."""
     content, found = result
-    try:
-        try:
-            records = json.loads(content, parse_int=_integer)
-        except UnicodeDecodeError:  # in what nobody reads; what is read is compared below
-            records = json.loads(content.decode(errors="replace"), parse_int=_integer)
-    except (ValueError, RecursionError) as error:
-        raise AssertionError(f"a file that is not JSON: {error}") from error
+    records = plain_json(content)
     assert np.array_equal([r["image_id"] for r in records], np.array([3, 7, 11])[found.image_index]), "image ids"
     labels = {3: 0, 7: 1, 12: 2, 90: 3}
     assert [labels.get(r["category_id"], -1) for r in records] == found.labels.tolist(), "labels"
@@ -131,10 +124,6 @@ def is_what_json_says(result: tuple[bytes, DetectionColumns]) -> None:
     assert [float(r["score"]) for r in records] == found.scores.tolist(), "scores"
     assert np.isfinite(found.boxes_xywh).all(), "boxes that are not finite"
     assert np.isfinite(found.scores).all(), "scores that are not finite"
-
-
-def _integer(digits: str) -> int | float:
-    return int(digits) if len(digits) < 4000 else math.inf  # Python converts no longer ones
 
 
 def is_what_numpy_says(result: tuple[bytes, DetectionColumns]) -> None:
