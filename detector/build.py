@@ -8,17 +8,16 @@ import numpy as np
 from torch.amp import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
-from datasets.loader import DetectionDataset
-from datasets.samplers import TrainingStream
-from losses import BOX_LOSSES, CLASSIFICATION_LOSSES, LOSSES_OF_COUNTS
-
-from . import config as c
+from ..datasets.classes import Classes
+from ..datasets.loading.loader import DetectionDataset
+from ..datasets.loading.samplers import TrainingStream
+from ..losses import BOX_LOSSES, CLASSIFICATION_LOSSES, LOSSES_OF_COUNTS
 from .build_data import Data, build_evaluation_loader
-from .classes import Classes
-from .distributed import Process
+from .config import schema as c
+from .errors import ConfigError, config_errors
+from .evaluation.evaluate import Evaluation
 from .evaluation.ground_truth import GroundTruth, choose_protocol
-from .evaluation.pictures import detection_sheet
-from .evaluation.predict import Evaluation
+from .matching.assign import MATCHERS, Matcher
 from .model.anchors import AnchorGenerator
 from .model.backbone import resnet
 from .model.box_coding import BoxCoding, DeltaCoding, DistanceCoding, DistributionCoding
@@ -26,11 +25,11 @@ from .model.fpn import FPN
 from .model.head import DenseHead
 from .model.postprocess import Postprocess
 from .model.retinanet import RetinaNet
+from .pictures.detections import detection_sheet
+from .system.distributed import Process
 from .training.criterion import Criterion
-from .training.engine import Run
-from .training.matching import MATCHERS, Matcher
 from .training.optim import build_optimizer, learning_rate, moving_average
-from .yaml_files import ConfigError, config_errors
+from .training.state import Run
 
 
 @dataclass(frozen=True)

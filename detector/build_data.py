@@ -6,16 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from datasets.annotations import Annotations, read_annotations
-from datasets.augmentation import AUGMENTATIONS, Augmentation
-from datasets.emoji import draw_dataset
-from datasets.loader import BatchLoader, DetectionDataset, evaluation_loader, training_loader
-from datasets.samplers import TrainingStream, training_stream
-
-from . import config as c
-from .classes import Classes
-from .distributed import Process, on_rank_zero
-from .yaml_files import ConfigError, config_errors
+from ..datasets.annotations.annotations import Annotations, read_annotations
+from ..datasets.classes import Classes
+from ..datasets.emoji.dataset import draw_dataset
+from ..datasets.images.augmentation import AUGMENTATIONS, Augmentation
+from ..datasets.loading.loader import BatchLoader, DetectionDataset, evaluation_loader, training_loader
+from ..datasets.loading.samplers import TrainingStream, training_stream
+from .config import schema as c
+from .errors import ConfigError, config_errors
+from .system.distributed import Process, on_rank_zero
 
 _LONGEST_EPOCH = 10**8  # images: the order of so many takes a gigabyte
 

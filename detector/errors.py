@@ -1,4 +1,4 @@
-"""Errors that a user can cause, told in a line instead of a traceback."""
+"""Errors that a user can cause, and how a program shows them: a line instead of a traceback."""
 
 import errno
 import os
@@ -6,14 +6,31 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from datasets import DataError
-
-from .checkpoint import CheckpointError
-from .evaluation.results import ResultsError
-from .yaml_files import ConfigError
+from ..datasets.errors import DataError
 
 _BAD_PATH = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _BAD_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+class ConfigError(ValueError):
+    """A configuration says something that the program does not understand."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file that cannot be used or written, and why."""
+
+
+class ResultsError(ValueError):
+    """A file of detections that cannot be read or written, and why."""
+
+
+@contextmanager
+def config_errors(where: str) -> Iterator[None]:
+    """Tell which part of the configuration the ValueError of a constructor is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 @contextmanager
@@ -28,3 +45,8 @@ def readable_errors() -> Iterator[None]:
         if not isinstance(error, _BAD_PATH) and error.errno not in _BAD_DISK:
             raise
         sys.exit(f"{rank}error: {error.filename}: {error.strerror}")
+
+
+def brief(text: str, length: int = 100) -> str:
+    """The text, or its beginning if it is long."""
+    return text if len(text) <= length else f"{text[:length]}…"

@@ -11,17 +11,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets.images import read_image, to_rgb
-from datasets.loader import padded_size
-from datasets.transforms import View, apply_view, resized_size
-
+from ..datasets.classes import Classes
+from ..datasets.images.reading import read_image, to_rgb
+from ..datasets.images.transforms import View, apply_view, resized_size
+from ..datasets.loading.loader import padded_size
 from .build import build_network, build_postprocess
-from .checkpoint import CheckpointError, check_entries, load_checkpoint, network_weights
-from .classes import Classes
-from .config import Config, parse_config
+from .checkpoint.file import check_entries, load_checkpoint, network_weights
+from .config.schema import Config, parse_config
+from .errors import CheckpointError, ConfigError
 from .model.postprocess import Detections, Postprocess, detect, rescale
 from .model.retinanet import RetinaNet
-from .yaml_files import ConfigError
 
 _log = logging.getLogger(__name__)
 

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 
-from datasets.annotations import Annotations
-
+from ..datasets.annotations.annotations import Annotations
 from .build_data import build_val
-from .config import Config
-from .distributed import Process
+from .config.schema import Config
 from .evaluation import DetectionColumns, GroundTruth, choose_protocol, read_results
 from .report import Subject, write_comparison, write_report
 from .scoring import Saved, read_saved
+from .system.distributed import Process
 
 
 def report_saved(saved: Saved, results: Path, folder: Path, *, images: Path | None = None) -> Path:

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.annotations import Annotations, read_annotations
-
+from ..datasets.annotations.annotations import Annotations, read_annotations
+from ..datasets.classes import Classes
 from .build import build_evaluation
 from .build_data import build_val
-from .classes import Classes
-from .config import Config, Model
-from .distributed import Process, on_rank_zero
+from .config.schema import Config, Model
+from .config.yaml_files import differences as config_differences
+from .errors import ConfigError
 from .evaluation import (
     ColumnarEvaluator,
     DetectionColumns,
@@ -30,11 +30,10 @@ from .evaluation import (
 from .evaluation.official import complete, differences, score_with_official
 from .evaluation.open_images import OpenImagesEvaluator, open_images_truth
 from .evaluation.open_images_metrics import summarize_open_images
-from .evaluation.recording import part_path, record, recorded, remove_parts
-from .evaluation.results import check_suffix
 from .inference import load_model
-from .yaml_files import ConfigError
-from .yaml_files import differences as config_differences
+from .results.files import check_suffix
+from .results.parts import part_path, record, recorded, remove_parts
+from .system.distributed import Process, on_rank_zero
 
 _log = logging.getLogger(__name__)
 

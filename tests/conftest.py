@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from detector.config import Config, parse_config
-from detector.distributed import Process
-from detector.run import run_training
-from detector.yaml_files import merge
+from longshot.detector.config.schema import Config, parse_config
+from longshot.detector.config.yaml_files import merge
+from longshot.detector.run.lifecycle import run_training
+from longshot.detector.system.distributed import Process
 
 torch.set_num_threads(1)  # quicker for images as small as these
 
@@ -177,7 +177,7 @@ def run_processes(free_port, tmp_path_factory) -> Callable[..., Ended]:
         logs, processes = tmp_path_factory.mktemp("logs"), []  # a pipe that nobody empties would stop a process
         try:
             for rank in range(count):
-                variables = {"RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": ROOT} | shared
+                variables = {"RANK": rank, "LOCAL_RANK": rank} | shared
                 with open(logs / str(rank), "w") as log:
                     processes.append(
                         subprocess.Popen(

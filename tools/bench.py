@@ -3,25 +3,22 @@
 import argparse
 import platform
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
-
 import torch
 
-from detector.benchmarks import annotations as annotation_cost
-from detector.benchmarks import data as data_cost
-from detector.benchmarks import evaluation as evaluation_cost
-from detector.benchmarks import loss_cost, memory, step_memory
-from detector.benchmarks import matching as matching_cost
-from detector.benchmarks import postprocess as postprocess_cost
-from detector.benchmarks import scaling as scaling_cost
-from detector.benchmarks.loss_contenders import Case, differences
-from detector.errors import readable_errors
-from detector.planning.plan import simulate
+from longshot.detector.errors import readable_errors
+from longshot.tools.benchmarks import annotations as annotation_cost
+from longshot.tools.benchmarks import data as data_cost
+from longshot.tools.benchmarks import evaluation as evaluation_cost
+from longshot.tools.benchmarks import loss_cost, memory, step_memory
+from longshot.tools.benchmarks import matching as matching_cost
+from longshot.tools.benchmarks import postprocess as postprocess_cost
+from longshot.tools.benchmarks import scaling as scaling_cost
+from longshot.tools.benchmarks.loss_contenders import Case, differences
+from longshot.tools.planning.plan import simulate
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

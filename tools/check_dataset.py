@@ -6,13 +6,11 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
-
-from datasets.check import Checked, SplitFiles, check_dataset, default_workers, table, verdict
-from datasets.emoji import draw_dataset
-from detector.config import load_config
-from detector.errors import readable_errors
-from detector.progress import progress_bar
+from longshot.datasets.check import Checked, SplitFiles, check_dataset, default_workers, table, verdict
+from longshot.datasets.emoji.dataset import draw_dataset
+from longshot.detector.config.schema import load_config
+from longshot.detector.errors import readable_errors
+from longshot.detector.system.progress import progress_bar
 
 _USAGE = """
   %(prog)s --annotations FILE --images DIR [--val-annotations FILE --val-images DIR]

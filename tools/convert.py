@@ -4,12 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
-
-from detector.conversion.exporting import FORMATS, Export, export_checkpoint
-from detector.conversion.importing import SOURCES, Import, import_checkpoint
-from detector.conversion.report import key_table
-from detector.errors import readable_errors
+from longshot.detector.conversion.exporting import FORMATS, Export, export_checkpoint
+from longshot.detector.conversion.importing import SOURCES, Import, import_checkpoint
+from longshot.detector.conversion.key_table import key_table
+from longshot.detector.errors import readable_errors
 
 
 def main() -> None:

@@ -1,15 +1,12 @@
 """Write the annotations of Open Images, Pascal VOC or YOLO as the LVIS-style JSON that all other tools read."""
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
-
-from datasets.annotations import read_annotations
-from datasets.boxes import usable_objects
-from datasets.convert import convert_open_images, convert_voc, convert_yolo
-from detector.errors import readable_errors
+from longshot.datasets.annotations.annotations import read_annotations
+from longshot.datasets.convert import convert_open_images, convert_voc, convert_yolo
+from longshot.datasets.images.boxes import usable_objects
+from longshot.detector.errors import readable_errors
 
 
 def main() -> None:

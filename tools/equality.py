@@ -7,14 +7,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
-
 import torch
 
-from detector.benchmarks import equality
-from detector.benchmarks.equality_cases import Data, make_data
-from detector.distributed import Process, process_group
-from detector.errors import readable_errors
+from longshot.detector.errors import readable_errors
+from longshot.detector.system.distributed import Process, process_group
+from longshot.tools.checks import equality
+from longshot.tools.checks.equality_cases import Data, make_data
 
 
 def main() -> None:

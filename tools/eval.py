@@ -2,20 +2,17 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
-
-from detector.config import load_config
-from detector.distributed import process_group
-from detector.errors import readable_errors
-from detector.evaluation import table
-from detector.evaluation.official import differences_line
-from detector.evaluation.open_images_metrics import open_images_table
-from detector.reporting import compare_saved, report_checkpoint, report_saved
-from detector.scoring import read_saved, score_checkpoint, score_open_images, score_saved
+from longshot.detector.config.schema import load_config
+from longshot.detector.errors import readable_errors
+from longshot.detector.evaluation import table
+from longshot.detector.evaluation.official import differences_line
+from longshot.detector.evaluation.open_images_metrics import open_images_table
+from longshot.detector.reporting import compare_saved, report_checkpoint, report_saved
+from longshot.detector.scoring import read_saved, score_checkpoint, score_open_images, score_saved
+from longshot.detector.system.distributed import process_group
 
 _USAGE = """
   %(prog)s --config FILE --checkpoint PATH [--detections FILE] [--fixed-ap] [--out FILE] [--report DIR]

@@ -2,22 +2,18 @@
 
 import argparse
 import re
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
 
 import torch
 
-from datasets import DataError
-from datasets.loader import padded_size
-from detector.build_data import build_val
-from detector.config import Config, load_config
-from detector.distributed import Process
-from detector.errors import readable_errors
-from detector.planning.plan import A100, Gpu, largest_image, make_plan
-from detector.planning.table import assumptions, table, warnings
-from detector.yaml_files import ConfigError
+from longshot.datasets import DataError
+from longshot.datasets.loading.loader import padded_size
+from longshot.detector.build_data import build_val
+from longshot.detector.config.schema import Config, load_config
+from longshot.detector.errors import ConfigError, readable_errors
+from longshot.detector.system.distributed import Process
+from longshot.tools.planning.plan import A100, Gpu, largest_image, make_plan
+from longshot.tools.planning.table import assumptions, table, warnings
 
 
 def main() -> None:

@@ -2,20 +2,17 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
-
-from datasets import DataError
-from datasets.images import read_image
-from detector.drawing import draw_boxes
-from detector.errors import readable_errors
-from detector.inference import Prediction, load_model, predict
-from detector.progress import progress_bar
+from longshot.datasets import DataError
+from longshot.datasets.images.reading import read_image
+from longshot.detector.errors import readable_errors
+from longshot.detector.inference import Prediction, load_model, predict
+from longshot.detector.pictures.drawing import draw_boxes
+from longshot.detector.system.progress import progress_bar
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 

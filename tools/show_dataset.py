@@ -1,22 +1,21 @@
 """Draw what the model sees of a dataset after augmentation, and the histogram of its classes."""
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
-
-from detector.build import build_evaluation
-from detector.build_data import Data, build_data, build_training_loader
-from detector.config import Config, load_config
-from detector.dataset_report import batch_sheet, describe, long_tail_figure
-from detector.distributed import Process
-from detector.errors import readable_errors
-from detector.told import told
+from longshot.detector.build import build_evaluation
+from longshot.detector.build_data import Data, build_data, build_training_loader
+from longshot.detector.config.schema import Config, load_config
+from longshot.detector.errors import readable_errors
+from longshot.detector.pictures.batches import batch_sheet
+from longshot.detector.pictures.long_tail import long_tail_figure
+from longshot.detector.run.dataset_summary import describe
+from longshot.detector.system.distributed import Process
+from longshot.detector.system.told import told
 
 _HERE = Process(rank=0, world_size=1, device=torch.device("cpu"))
 

@@ -5,9 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
-
-from detector.benchmarks import soak
+from longshot.tools.checks import soak
 
 
 def main() -> None:

@@ -4,14 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ours before installed packages called datasets, losses
-
-from detector.config import load_config
-from detector.distributed import process_group
-from detector.errors import readable_errors
-from detector.hosts import elastic_job
-from detector.preemption import STOPPED
-from detector.run import run_training
+from longshot.detector.config.schema import load_config
+from longshot.detector.errors import readable_errors
+from longshot.detector.run.lifecycle import run_training
+from longshot.detector.run.preemption import STOPPED
+from longshot.detector.system.distributed import process_group
+from longshot.detector.system.processes import elastic_job
 
 
 def main() -> None:

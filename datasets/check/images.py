@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..errors import DataError
-from ..images import read_image
+from ..images.reading import read_image
 from .findings import Finding, found
 from .records import Records
 

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..coco_stream import IrregularFileError, stream_lists
+from ..annotations.coco_stream import IrregularFileError, stream_lists
 from .findings import Finding, found
 
 

@@ -11,15 +11,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from .hierarchy import expand, read_ancestors
 from .image_sizes import read_sizes
-from .open_images_tables import (
-    Boxes,
-    ImageLabels,
-    Seen,
-    read_boxes,
-    read_classes,
-    read_image_labels,
-    read_size_table,
-)
+from .open_images_tables import Boxes, ImageLabels, Seen, read_boxes, read_classes, read_image_labels, read_size_table
 from .output import Annotation, Category, Image, boxes_xywh, write_annotations
 from .problems import Problems
 

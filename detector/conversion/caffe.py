@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
+from ..errors import CheckpointError
 
 # Of our images, RGB in 0 … 255: what RetinaNet's normalization is by default.
 PIXEL_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)

@@ -6,10 +6,10 @@ configs/Base-RetinaNet.yaml.
 
 from collections.abc import Collection, Sequence
 
-from ..yaml_files import merge
+from ..config.yaml_files import merge
 from .caffe import CAFFE_MEAN, CAFFE_STD, fit_to_our_pixels
-from .names import Converted, check_num_classes, convert, num_anchors, num_classes, reorder
-from .reading import ForeignFile
+from .foreign_files import ForeignFile
+from .keys import Converted, check_num_classes, convert, num_anchors, num_classes, reorder
 
 RATIOS, SCALES = 3, 3
 SETTINGS = {

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoint import CheckpointError, check_entries, load_checkpoint, network_weights, save_checkpoint
-from ..config import parse_config
-from ..yaml_files import ConfigError, merge
-from . import official, torchvision
-from .names import model_differences, model_settings, rename
-from .report import KeyRow, compare, is_complete
+from ..checkpoint.file import check_entries, load_checkpoint, network_weights, save_checkpoint
+from ..config.schema import parse_config
+from ..config.yaml_files import merge
+from ..errors import CheckpointError, ConfigError
+from . import torchvision
+from . import united_perception as official
+from .key_table import KeyRow, compare, is_complete
+from .keys import model_differences, model_settings, rename
 
 FORMATS = ("plain", "official", "torchvision")
 _KINDS = {"official": official, "torchvision": torchvision}

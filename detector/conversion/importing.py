@@ -8,18 +8,19 @@ import torch
 import yaml
 from torch import Tensor
 
-from datasets.annotations import read_annotations
-
+from ...datasets.annotations.annotations import read_annotations
+from ...datasets.classes import Classes
 from ..build import build_network
-from ..checkpoint import CheckpointError, save_checkpoint
-from ..classes import Classes
-from ..config import Config, load_config, parse_config
+from ..checkpoint.file import save_checkpoint
+from ..config.schema import Config, load_config, parse_config
+from ..config.yaml_files import merge
+from ..errors import CheckpointError, ConfigError, brief, config_errors
 from ..model.retinanet import RetinaNet
-from ..yaml_files import ConfigError, brief, config_errors, merge
-from . import detectron2, mmdetection, official, torchvision
-from .names import Converted, model_differences
-from .reading import read_foreign
-from .report import KeyRow, compare, is_complete
+from . import detectron2, mmdetection, torchvision
+from . import united_perception as official
+from .foreign_files import read_foreign
+from .key_table import KeyRow, compare, is_complete
+from .keys import Converted, model_differences
 
 SOURCES = {"official": official, "torchvision": torchvision, "detectron2": detectron2, "mmdetection": mmdetection}
 FORMAT = "longshot 1, converted"  # another than that of training runs: there is no optimizer to go on with

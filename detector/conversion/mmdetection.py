@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
-from ..yaml_files import merge
+from ..config.yaml_files import merge
+from ..errors import CheckpointError
 from .caffe import CAFFE_MEAN, CAFFE_STD, fit_to_our_pixels
-from .names import Converted, check_num_classes, convert
-from .reading import ForeignFile
+from .foreign_files import ForeignFile
+from .keys import Converted, check_num_classes, convert
 
 LEVELS = range(5)
 _SCALES = "bbox_head.scales.*.scale"  # the factors of all levels, one key in place of five

@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..checkpoint import CheckpointError
-from ..yaml_files import merge
-from .names import Converted, convert, num_anchors
-from .reading import ForeignFile
+from ..config.yaml_files import merge
+from ..errors import CheckpointError
+from .foreign_files import ForeignFile
+from .keys import Converted, convert, num_anchors
 
 NORM_EPS = 1e-5  # of our BatchNorm layers, frozen or not
 MODULES = {

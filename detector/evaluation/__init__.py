@@ -1,10 +1,11 @@
 """Scoring of detections, without the official packages and with their numbers."""
 
+from ..errors import ResultsError
+from ..results.columns import DetectionColumns
+from ..results.files import read_results, write_results
 from .columnar import ColumnarEvaluator
-from .columns import DetectionColumns, ResultsError
 from .ground_truth import COCO, LVIS, PROTOCOLS, GroundTruth, Protocol, choose_protocol, fixed_ap
 from .metrics import summarize, summarize_fixed_ap, table
-from .results import read_results, write_results
 
 __all__ = [
     "COCO",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from datasets.annotations import Annotations, DataError
+from ...datasets.annotations.annotations import Annotations, DataError
 
 # Object area in pixels² (S, 2), both ends included: all, small, medium, large.
 SIZE_RANGES = np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]])

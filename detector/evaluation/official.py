@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..errors import ResultsError
+from ..results.columns import UNKNOWN, DetectionColumns
 from .columnar import Curves
-from .columns import UNKNOWN, DetectionColumns, ResultsError
 from .ground_truth import Protocol
 
 _COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

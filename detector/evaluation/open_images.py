@@ -21,8 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from datasets.annotations import Annotations
-
+from ...datasets.annotations.annotations import Annotations
 from .columnar import ColumnarEvaluator, by_class
 from .ground_truth import SIZE_RANGES, GroundTruth, Protocol
 from .matching import overlap, pairs_of_equal, place_in_run

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock
 
-from ..checkpoint import load_checkpoint
+from ..checkpoint.file import load_checkpoint
 from .norms import NORMS
 
 TORCHVISION_RESNETS = {

@@ -6,8 +6,7 @@ The codings by distances need one square anchor per location. Its side is `ancho
 import torch
 from torch import Tensor
 
-from losses import expected_value
-
+from ...losses import expected_value
 from .boxes import MAX_LOG_GROWTH, centers, decode
 
 

@@ -1,12 +1,16 @@
 """Box arithmetic. Boxes are xyxy, in continuous pixel coordinates."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 # A box may grow at most 62.5-fold over its anchor (1000 px from 16 px): exp() of an untrained delta must not overflow.
 MAX_LOG_GROWTH = math.log(1000.0 / 16)
+
+# Comparing a pair takes some 40 bytes.
+PAIRS_AT_ONCE = 2**19
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -82,3 +86,10 @@ def _centers_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     left, top, right, bottom = boxes.unbind(-1)
     width, height = right - left, bottom - top
     return left + 0.5 * width, top + 0.5 * height, width, height
+
+
+def objects_in_parts(boxes: Tensor, num_anchors: int) -> Iterator[tuple[int, Tensor]]:
+    """Yields parts of (G, 4) boxes, with the index of their first, that are few enough to be compared with all anchors."""
+    size = max(1, PAIRS_AT_ONCE // num_anchors)
+    for first in range(0, len(boxes), size):
+        yield first, boxes[first : first + size]

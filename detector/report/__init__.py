@@ -2,6 +2,6 @@
 
 from .comparison import write_comparison
 from .report import write_report
-from .subject import Subject
+from .validation_set import Subject
 
 __all__ = ["Subject", "write_comparison", "write_report"]

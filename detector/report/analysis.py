@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation.columnar import RECALL_POINTS, Curves
-from .errors import KINDS, MISSED, Errors, confusions, fixed_ap
-from .judgment import Judgment
+from .error_kinds import KINDS, MISSED, Errors, confusions, fixed_ap
 from .operating_point import OperatingPoints
-from .subject import Subject, mean_of, plain
+from .validation_set import Subject, mean_of, plain
+from .verdicts import Judgment
 
 Row = dict[str, Any]
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from ..evaluation import GroundTruth
 from ..evaluation.columnar import Matches, by_class
 from ..evaluation.matching import IOU_THRESHOLDS
-from ..progress import progress_bar
+from ..system.progress import progress_bar
 from .average_precision import average_precision
-from .judgment import flags
+from .verdicts import flags
 
 RESAMPLES = 200
 COVERAGE = 0.95

@@ -17,8 +17,8 @@ from .calibration import (
     reliability,
     scaled,
 )
-from .judgment import Judgment
-from .subject import Subject, plain
+from .validation_set import Subject, plain
+from .verdicts import Judgment
 
 
 class Calibration(NamedTuple):

@@ -10,9 +10,9 @@ from ..evaluation import ColumnarEvaluator, DetectionColumns
 from . import explanations, page, plots
 from .analysis import Row
 from .bootstrap import COVERAGE, RESAMPLES, Resampler, bootstrap, interval
-from .files import versions, write_files
 from .page import Column
-from .subject import Subject, mean_of
+from .validation_set import Subject, mean_of
+from .writing import versions, write_files
 
 _KEYS = {"AP": "all", "APr": "r", "APc": "c", "APf": "f"}  # with intervals
 

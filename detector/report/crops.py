@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datasets.images import read_image
-
-from ..drawing import draw_boxes
+from ...datasets.images.reading import read_image
 from ..evaluation.matching import overlap, pairs_of_equal
-from .errors import CLASSIFICATION, KINDS, LOCALIZATION, Errors
-from .judgment import IOU, Judgment
-from .subject import Subject
+from ..pictures.drawing import draw_boxes
+from .error_kinds import CLASSIFICATION, KINDS, LOCALIZATION, Errors
+from .validation_set import Subject
+from .verdicts import IOU, Judgment
 
 COUNT = 24
 _PLAIN = -1  # the label that is drawn in white

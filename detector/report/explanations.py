@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from .analysis import Row
 from .bootstrap import COVERAGE
 from .calibration import NUM_BINS
-from .errors import BACKGROUND_IOU
-from .judgment import IOU
+from .error_kinds import BACKGROUND_IOU
+from .verdicts import IOU
 
 SORTING = "A click on a head sorts."
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .judgment import Judgment
+from .verdicts import Judgment
 
 
 class OperatingPoints(NamedTuple):

@@ -13,7 +13,7 @@ from ..evaluation.columnar import RECALL_POINTS
 from .analysis import PrecisionRecall, Row
 from .calibration import NUM_BINS
 from .calibration_rows import Calibration
-from .subject import GROUPS
+from .validation_set import GROUPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,19 +6,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datasets.images import check_images
-
+from ...datasets.images.reading import check_images
 from ..evaluation import DetectionColumns
 from ..evaluation import table as text_table
 from . import analysis, crops, explanations, page, plots
 from .analysis import Row
 from .calibration_rows import Calibration, bin_rows, calibrate
-from .errors import Errors, find_errors
-from .files import versions, write_files
-from .judgment import Judgment, judge
+from .error_kinds import Errors, find_errors
 from .operating_point import best_f1, shown
 from .page import Column
-from .subject import GROUPS, Subject
+from .validation_set import GROUPS, Subject
+from .verdicts import Judgment, judge
+from .writing import versions, write_files
 
 _CLASS_COLUMNS = (
     Column("name", "class"), Column("frequency", "group"), Column("AP", "AP", ".1f"), Column("AP50", "AP50", ".1f"),

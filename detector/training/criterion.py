@@ -7,14 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets.loader import Targets
-from losses import distribution_focal_loss
-
-from ..distributed import all_sum
+from ...datasets.loading.loader import Targets
+from ...losses import distribution_focal_loss
+from ..matching.assign import assign
 from ..model.box_coding import BoxCoding, DeltaCoding, DistributionCoding, centerness
 from ..model.boxes import encode, intersection_over_union
 from ..model.head import HeadOutputs
-from .matching import assign
+from ..system.distributed import all_sum
 
 
 class Assignment(NamedTuple):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torchvision.models.detection import retinanet_resnet50_fpn
 
-from detector.build import (
+from longshot.datasets.classes import Classes
+from longshot.detector.build import (
     build_criterion,
     build_evaluation,
     build_network,
@@ -15,17 +16,17 @@ from detector.build import (
     build_run,
     build_schedule,
 )
-from detector.build_data import build_val
-from detector.checkpoint import save_checkpoint
-from detector.classes import Classes
-from detector.config import parse_config
-from detector.model.box_coding import DistributionCoding
-from detector.pretrained import start_from
-from detector.training.center_sampling import CenterSamplingMatcher
-from detector.training.matching import ATSSMatcher, IoUMatcher
-from detector.yaml_files import ConfigError
-from losses import EqualizedFocalLoss, FocalLoss
-from losses.box import GIoULoss, SmoothL1Loss
+from longshot.detector.build_data import build_val
+from longshot.detector.checkpoint.file import save_checkpoint
+from longshot.detector.config.schema import parse_config
+from longshot.detector.errors import ConfigError
+from longshot.detector.matching.assign import ATSSMatcher
+from longshot.detector.matching.center_sampling import CenterSamplingMatcher
+from longshot.detector.matching.iou import IoUMatcher
+from longshot.detector.model.box_coding import DistributionCoding
+from longshot.detector.run.initial_weights import start_from
+from longshot.losses import EqualizedFocalLoss, FocalLoss
+from longshot.losses.box import GIoULoss, SmoothL1Loss
 
 CLASSES = Classes([3, 7, 12, 90], ["red square", "green ring", "yellow disc", "blue bar"], list("ffcr"), [9, 9, 5, 1])
 

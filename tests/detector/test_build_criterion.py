@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-import detector.run
-from detector.build import build_criterion, build_run
-from detector.build_data import build_data, build_training_loader
-from detector.classes import Classes
-from detector.run import run_training
-from detector.training.engine import optimize
-from detector.yaml_files import ConfigError
-from losses import CLASSIFICATION_LOSSES
+from longshot.datasets.classes import Classes
+from longshot.detector.build import build_criterion, build_run
+from longshot.detector.build_data import build_data, build_training_loader
+from longshot.detector.errors import ConfigError
+from longshot.detector.run import lifecycle
+from longshot.detector.run.lifecycle import run_training
+from longshot.detector.training.step import optimize
+from longshot.losses import CLASSIFICATION_LOSSES
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_images_without_objects_count_in_frequencies_even_if_they_are_not_traine
     def stop(config, classes, process, *, num_images):
         raise Stop(num_images, classes.train_images)
 
-    monkeypatch.setattr(detector.run, "build_run", stop)
+    monkeypatch.setattr(lifecycle, "build_run", stop)
     config = config_of("equalization", keep_empty=False)
     data = build_data(config, cpu)
     with pytest.raises(Stop) as stopped:

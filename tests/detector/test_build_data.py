@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.samplers import ClassAwareStream, TrainingStream
-from datasets.transforms import View
-from detector.build_data import build_data, build_training_loader, build_val, images_per_pass
-from detector.config import parse_config
-from detector.distributed import Process
-from detector.yaml_files import ConfigError
+from longshot.datasets.images.transforms import View
+from longshot.datasets.loading.samplers import ClassAwareStream, TrainingStream
+from longshot.detector.build_data import build_data, build_training_loader, build_val, images_per_pass
+from longshot.detector.config.schema import parse_config
+from longshot.detector.errors import ConfigError
+from longshot.detector.system.distributed import Process
 
 NAMES = ["red square", "green ring", "yellow disc", "blue bar"]
 
@@ -148,7 +148,7 @@ def test_a_drawn_dataset_takes_the_place_of_files(cpu, shapes, monkeypatch):
             raise ValueError("there are no 11")
         return SimpleNamespace(train=shapes.train, val=shapes.val, images=shapes.folder)
 
-    monkeypatch.setattr("detector.build_data.draw_dataset", draw)
+    monkeypatch.setattr("longshot.detector.build_data.draw_dataset", draw)
     config = parse_config({"data": {"generate": {"folder": "emoji", "categories": 10}}})
     data = build_data(config, cpu)
     assert (len(data.train), len(data.val), calls) == (24, 7, [("emoji", 10)])

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from detector.build import build_coding, build_criterion, build_network, build_run
-from detector.classes import Classes
-from detector.model.backbone import resnet
-from detector.model.box_coding import DeltaCoding, DistanceCoding, DistributionCoding
-from detector.yaml_files import ConfigError
-from losses import GIoULoss
+from longshot.datasets.classes import Classes
+from longshot.detector.build import build_coding, build_criterion, build_network, build_run
+from longshot.detector.errors import ConfigError
+from longshot.detector.model.backbone import resnet
+from longshot.detector.model.box_coding import DeltaCoding, DistanceCoding, DistributionCoding
+from longshot.losses import GIoULoss
 
 CLASSES = Classes([3, 7, 12, 90], list("abcd"), list("ffcr"), [9, 9, 5, 1])
 SQUARE = {"base_size": 4.0, "ratios": [1.0], "scales": [2.0]}

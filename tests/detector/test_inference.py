@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import DataError
-from detector.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from detector.inference import load_model, predict
+from longshot.datasets import DataError
+from longshot.detector.checkpoint.file import load_checkpoint, save_checkpoint
+from longshot.detector.errors import CheckpointError
+from longshot.detector.inference import load_model, predict
 
 IMAGES = ("val_0.png", "val_1.png", "val_3.png")  # 64 x 64, 64 x 96, 72 x 80
 

@@ -12,15 +12,15 @@ from harness import Case, refused, run_tool
 from mutations import Raw, changed, damaged, dumped, replaced
 from specimens import annotations, plain_json, write_dataset
 
-from datasets.annotations import Annotations, read_annotations
-from datasets.boxes import usable_objects
-from datasets.dataset import DetectionDataset
-from datasets.loader import evaluation_loader
-from datasets.samplers import training_stream
-from detector.classes import Classes
-from detector.evaluation.columnar import ColumnarEvaluator
-from detector.evaluation.ground_truth import GroundTruth, choose_protocol
-from tools import check_dataset
+from longshot.datasets.annotations.annotations import Annotations, read_annotations
+from longshot.datasets.classes import Classes
+from longshot.datasets.images.boxes import usable_objects
+from longshot.datasets.loading.dataset import DetectionDataset
+from longshot.datasets.loading.loader import evaluation_loader
+from longshot.datasets.loading.samplers import training_stream
+from longshot.detector.evaluation.columnar import ColumnarEvaluator
+from longshot.detector.evaluation.ground_truth import GroundTruth, choose_protocol
+from longshot.tools import check_dataset
 
 _LAYOUTS = ({}, {"indent": 1}, {"separators": (",", ":")}, {"ensure_ascii": False})
 

@@ -19,18 +19,18 @@ from mutations import NUMBERS, OTHERS, Zeros, changed, damaged, zipped
 from specimens import settings, write_dataset
 from torch import Tensor
 
-from detector.build import build_run
-from detector.build_data import build_data
-from detector.checkpoint import load_checkpoint, network_weights, save_checkpoint
-from detector.config import parse_config
-from detector.conversion.exporting import export_checkpoint
-from detector.distributed import Process
-from detector.inference import load_model, predict
-from detector.pretrained import start_from
-from detector.resuming import restore, state_to_resume
-from detector.run_folder import FORMAT
-from detector.training.engine import Run
-from tools import predict as predict_tool
+from longshot.detector.build import build_run
+from longshot.detector.build_data import build_data
+from longshot.detector.checkpoint.file import load_checkpoint, network_weights, save_checkpoint
+from longshot.detector.config.schema import parse_config
+from longshot.detector.conversion.exporting import export_checkpoint
+from longshot.detector.inference import load_model, predict
+from longshot.detector.run.folder import FORMAT
+from longshot.detector.run.initial_weights import start_from
+from longshot.detector.run.resume import restore, state_to_resume
+from longshot.detector.system.distributed import Process
+from longshot.detector.training.state import Run
+from longshot.tools import predict as predict_tool
 
 OPTIONS = frozenset({"--resume", "checkpoint to resume"})
 HERE = Process(0, 1, torch.device("cpu"))

@@ -15,11 +15,11 @@ from harness import Case, refused, run_tool
 from mutations import NUMBERS, OTHERS, changed, damaged, replaced
 from specimens import settings, write_dataset
 
-from detector.build import build_evaluation, build_run, build_schedule
-from detector.build_data import build_data, build_training_loader, images_per_pass
-from detector.config import Config, load_config
-from detector.distributed import Process
-from tools import show_dataset
+from longshot.detector.build import build_evaluation, build_run, build_schedule
+from longshot.detector.build_data import build_data, build_training_loader, images_per_pass
+from longshot.detector.config.schema import Config, load_config
+from longshot.detector.system.distributed import Process
+from longshot.tools import show_dataset
 
 KEYS = frozenset(f"{key}{after}" for key in Config.model_fields for after in ".: ") | {
     "cannot read the annotation file"

@@ -19,9 +19,9 @@ from safetensors.torch import save
 from specimens import write_dataset
 from torch import Tensor
 
-from detector.conversion.importing import Import, import_checkpoint
-from detector.conversion.reading import ForeignFile, read_foreign
-from tools import convert
+from longshot.detector.conversion.foreign_files import ForeignFile, read_foreign
+from longshot.detector.conversion.importing import Import, import_checkpoint
+from longshot.tools import convert
 
 # The shapes of some tensors of each project's files: what is looked at before the whole network is.
 _K, _A = 4, 2  # classes, anchors

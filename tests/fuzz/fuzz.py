@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # ours before installed packages called datasets, losses
-
 import harness
 from annotation_inputs import AnnotationFiles, Caches
 from checkpoint_inputs import Checkpoints

@@ -14,11 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from datasets import DataError
-from detector.benchmarks import memory
-from detector.checkpoint import CheckpointError
-from detector.evaluation.results import ResultsError
-from detector.yaml_files import ConfigError
+from longshot.datasets import DataError
+from longshot.detector.errors import CheckpointError, ConfigError, ResultsError
+from longshot.tools.benchmarks import memory
 
 CLEAR = (ConfigError, DataError, CheckpointError, ResultsError)
 LONGEST_MESSAGE = 4000  # ten mistakes of a configuration

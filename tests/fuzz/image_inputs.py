@@ -14,8 +14,8 @@ from mutations import damaged
 from PIL import Image
 from specimens import write_dataset
 
-from datasets.images import read_image
-from tools import check_dataset
+from longshot.datasets.images.reading import read_image
+from longshot.tools import check_dataset
 
 HEIGHT, WIDTH = 64, 48  # of image 3
 _PIXELS = np.random.default_rng(5).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)

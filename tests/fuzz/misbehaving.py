@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from harness import Case
 
-from datasets import DataError
+from longshot.datasets import DataError
 
 
 class Misbehaving:

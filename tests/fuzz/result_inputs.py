@@ -13,9 +13,9 @@ from harness import Case, refused, run_tool
 from mutations import Raw, Zeros, changed, damaged, dumped, replaced, zipped
 from specimens import plain_json, write_dataset
 
-from datasets.annotations import read_annotations
-from detector.evaluation.results import DetectionColumns, read_results, write_results
-from tools import eval as eval_tool
+from longshot.datasets.annotations.annotations import read_annotations
+from longshot.detector.results.files import DetectionColumns, read_results, write_results
+from longshot.tools import eval as eval_tool
 
 _IMAGES, _CATEGORIES, _LABELS = [3, 3, 7, 11, 7], [90, 7, 12, 3, 90], [3, 1, 2, 0, 3]
 _BOXES = [[4, 5.5, 20.25, 30], [10, 10, 12, 12], [30, 30, 15, 4], [0, 0, 64, 48], [1, 2, 8, 9]]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from detector.benchmarks import memory
+from longshot.tools.benchmarks import memory
 
 KINDS = (
     "annotations", "caches", "results.json", "results.npz", "checkpoints", "configs", "overrides", "images", "foreign"

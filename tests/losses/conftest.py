@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from torch import Tensor
 
-from losses import EqualizedFocalLoss
+from longshot.losses import EqualizedFocalLoss
 
 
 @pytest.fixture

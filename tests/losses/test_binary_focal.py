@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
-from losses import BinaryFocalLoss, adaptive_gamma, binary_focal_loss, flsd_gamma, softmax_focal_loss
+from longshot.losses import BinaryFocalLoss, adaptive_gamma, binary_focal_loss, flsd_gamma, softmax_focal_loss
 
 
 def random_case(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -146,5 +146,5 @@ def test_targets_that_cannot_be_are_refused(target, message):
 
 
 def test_target_that_cannot_be_makes_the_loss_nan_where_nothing_checks(monkeypatch):
-    monkeypatch.setattr("losses.binary_focal.check_target", lambda *_: None)  # as on another device
+    monkeypatch.setattr("longshot.losses.binary_focal.check_target", lambda *_: None)  # as on another device
     assert binary_focal_loss(torch.zeros(2), torch.tensor([0, 255]), gamma=2.0).isnan()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchvision.ops import generalized_box_iou_loss
 
-from losses import BOX_LOSSES, GIoULoss, L1Loss, SmoothL1Loss, giou_loss, l1_loss, smooth_l1_loss
+from longshot.losses import BOX_LOSSES, GIoULoss, L1Loss, SmoothL1Loss, giou_loss, l1_loss, smooth_l1_loss
 
 
 def random_boxes(seed: int) -> torch.Tensor:

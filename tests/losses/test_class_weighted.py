@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from losses import (
+from longshot.losses import (
     BACKGROUND,
     IGNORE,
     ClassWeightedFocalLoss,

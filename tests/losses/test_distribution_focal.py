@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses import distribution_focal_loss, expected_value
+from longshot.losses import distribution_focal_loss, expected_value
 
 
 def random_case(rows: int = 40, bins: int = 17, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from losses import BACKGROUND, IGNORE, EqualizedFocalLoss, FocalLoss, equalized_focal_loss, sigmoid_focal_loss
+from longshot.losses import BACKGROUND, IGNORE, EqualizedFocalLoss, FocalLoss, equalized_focal_loss, sigmoid_focal_loss
 
 # Three levels of 2 images, A = 2 anchors per location, K = 5 classes: R_l = 12, 4, 2.
 ANCHORS, CLASSES = (12, 4, 2), 5

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses import IGNORE, EqualizedFocalLoss, EqualizedQualityFocalLoss, QualityFocalLoss
+from longshot.losses import IGNORE, EqualizedFocalLoss, EqualizedQualityFocalLoss, QualityFocalLoss
 
 # Three levels of 2 images, A = 2 anchors per location, K = 5 classes: R_l = 12, 4, 2.
 ANCHORS, CLASSES = (12, 4, 2), 5

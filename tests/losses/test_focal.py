@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
-import losses.kernel
-from losses import (
+from longshot import losses
+from longshot.losses import (
     BACKGROUND,
     IGNORE,
     CrossEntropyLoss,

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-import losses.focusing
-from losses import adaptive_gamma, equal_gradient_gamma, flsd_gamma
+from longshot import losses
+from longshot.losses import adaptive_gamma, equal_gradient_gamma, flsd_gamma
 
 
 def gradient_ratio(p: float, gamma: float) -> float:

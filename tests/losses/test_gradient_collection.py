@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-import losses.kernel
-from losses import BACKGROUND, IGNORE, EqualizedFocalLoss, FocalLoss
+from longshot import losses
+from longshot.losses import BACKGROUND, IGNORE, EqualizedFocalLoss, FocalLoss
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,8 +5,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import losses.gradient_collection
-from losses import BACKGROUND, IGNORE, EqualizationLossV2, EqualizedFocalLoss, EqualizedQualityFocalLoss
+from longshot import losses
+from longshot.losses import BACKGROUND, IGNORE, EqualizationLossV2, EqualizedFocalLoss, EqualizedQualityFocalLoss
 
 # Three levels of 2 images, A = 2 anchors per location, K = 5 classes: R_l = 12, 4, 2.
 ANCHORS, CLASSES = (12, 4, 2), 5

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import losses.kernel
-from losses import BACKGROUND, equalized_focal_loss, equalized_quality_focal_loss
-from losses.kernel import focal_sum
+from longshot import losses
+from longshot.losses import BACKGROUND, equalized_focal_loss, equalized_quality_focal_loss
+from longshot.losses.kernel import focal_sum
 
 # Exponents of 2 + 8 (1 - g): fractional ones.
 RATIO = torch.tensor([0.0, 0.137, 0.5, 0.871, 1.0], dtype=torch.float64)

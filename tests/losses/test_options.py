@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from losses import (
+from longshot.losses import (
     CLASSIFICATION_LOSSES,
     BinaryFocalLoss,
     InverseFocalLoss,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from losses import BACKGROUND, IGNORE, QualityFocalLoss, quality_focal_loss, sigmoid_focal_loss
+from longshot.losses import BACKGROUND, IGNORE, QualityFocalLoss, quality_focal_loss, sigmoid_focal_loss
 
 
 def random_case(rows: int = 40, classes: int = 7, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses import (
+from longshot.losses import (
     BACKGROUND,
     EqualizationLossV2,
     EqualizedFocalLoss,

@@ -11,8 +11,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-import losses.kernel
-from losses import BACKGROUND, IGNORE, FocalLoss, SeesawLoss, seesaw_loss, sigmoid_focal_loss
+from longshot import losses
+from longshot.losses import BACKGROUND, IGNORE, FocalLoss, SeesawLoss, seesaw_loss, sigmoid_focal_loss
 
 ROOT = Path(__file__).parents[2]
 

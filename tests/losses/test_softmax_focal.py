@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from losses import (
+from longshot.losses import (
     InverseFocalLoss,
     SoftmaxFocalLoss,
     adaptive_gamma,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from detector.yaml_files import merge
+from longshot.detector.config.yaml_files import merge
 
 STEPS = 40
 TOOLS = Path(__file__).resolve().parents[2] / "tools"

@@ -5,11 +5,11 @@ import re
 import pytest
 import torch
 
-from detector.benchmarks import loss_contenders, loss_cost, matching, memory, step_memory
-from detector.benchmarks.loss_contenders import CONTENDERS, Case, differences, one_pass
-from detector.benchmarks.loss_cost import Cost
-from losses import BACKGROUND, IGNORE
-from losses.kernel import CHUNK
+from longshot.losses import BACKGROUND, IGNORE
+from longshot.losses.kernel import CHUNK
+from longshot.tools.benchmarks import loss_contenders, loss_cost, matching, memory, step_memory
+from longshot.tools.benchmarks.loss_contenders import CONTENDERS, Case, differences, one_pass
+from longshot.tools.benchmarks.loss_cost import Cost
 
 SMALL = Case(rows=300, classes=7, dtype=torch.float32, device="cpu", threads=1)
 MB = 2**20
@@ -158,7 +158,7 @@ def contender(tmp_path, monkeypatch):
     def make(name, code):
         module = f"contender_{len(list(tmp_path.iterdir()))}_{tmp_path.name}"
         (tmp_path / f"{module}.py").write_text(
-            "import os, torch\nfrom detector.benchmarks.loss_contenders import torch_cross_entropy\n"
+            "import os, torch\nfrom longshot.tools.benchmarks.loss_contenders import torch_cross_entropy\n"
             f"def contender(inputs):\n    {code}\n"
         )
         monkeypatch.syspath_prepend(tmp_path)

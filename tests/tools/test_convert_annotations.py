@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from datasets import read_annotations
+from longshot.datasets import read_annotations
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from detector.benchmarks.soak import Difference, compare, is_too_much, workers_of
-from detector.checkpoint import save_checkpoint, step_path
+from longshot.detector.checkpoint.file import save_checkpoint
+from longshot.detector.checkpoint.folder import step_path
+from longshot.tools.checks.soak import Difference, compare, is_too_much, workers_of
 
 TRAIN = Path(__file__).resolve().parents[2] / "tools" / "train.py"
 OPTIONS = ["device=cpu", "train.checkpoint_every=5", "train.ema_decay=0.9", "data.workers=1"]

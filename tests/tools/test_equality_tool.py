@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from detector.benchmarks.equality import TOLERANCES
-from detector.benchmarks.equality_cases import CASES
+from longshot.tools.checks.equality import TOLERANCES
+from longshot.tools.checks.equality_cases import CASES
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "equality.py"
 OPTIONS = ["--device", "cpu", "--precision", "float64", "--steps"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detector.training import engine
+from longshot.detector.training import step as engine
 
 
 def training_losses(folder):

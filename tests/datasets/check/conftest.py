@@ -2,7 +2,7 @@
 
 import pytest
 
-from datasets.check import SplitFiles, check_dataset
+from longshot.datasets.check import SplitFiles, check_dataset
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from datasets import read_annotations
-from datasets.boxes import usable_objects
-from datasets.check import Finding
+from longshot.datasets import read_annotations
+from longshot.datasets.check import Finding
+from longshot.datasets.images.boxes import usable_objects
 
 
 def _annotation(**values):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from datasets.check import Finding
+from longshot.datasets.check import Finding
 
 
 def _image(**values):

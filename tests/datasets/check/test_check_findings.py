@@ -1,6 +1,6 @@
 """The table and the verdict."""
 
-from datasets.check import Finding, table, verdict
+from longshot.datasets.check import Finding, table, verdict
 
 
 def test_table_has_the_worst_first_and_shows_three_examples():

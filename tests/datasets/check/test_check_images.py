@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.check import Finding, SplitFiles, check_dataset
-from datasets.check import images as check_images_module
+from longshot.datasets.check import Finding, SplitFiles, check_dataset
+from longshot.datasets.check import images as check_images_module
 
 
 @pytest.fixture

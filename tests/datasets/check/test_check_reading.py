@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from datasets import DataError, read_annotations
-from datasets.boxes import usable_objects
-from datasets.check import SplitFiles, check_dataset
+from longshot.datasets import DataError, read_annotations
+from longshot.datasets.check import SplitFiles, check_dataset
+from longshot.datasets.images.boxes import usable_objects
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.annotations import read_annotations
+from longshot.datasets.annotations.annotations import read_annotations
 
 
 @pytest.fixture

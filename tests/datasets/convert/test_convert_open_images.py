@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from datasets import DataError, read_annotations
-from datasets.convert import convert_open_images
+from longshot.datasets import DataError, read_annotations
+from longshot.datasets.convert import convert_open_images
 
 CLASSES = "/m/animal,Animal\n/m/cat,Cat\n/m/dog,Dog\n/m/chair,Chair\n"
 HEADER = (

@@ -2,8 +2,8 @@
 
 import pytest
 
-from datasets import DataError, read_annotations
-from datasets.convert import convert_voc
+from longshot.datasets import DataError, read_annotations
+from longshot.datasets.convert import convert_voc
 
 DOG = "<object><name>dog</name><difficult>0</difficult><bndbox>{box}</bndbox></object>"
 PERSON = """<object><name>person</name><pose>Left</pose><difficult>1</difficult>

@@ -2,8 +2,8 @@
 
 import pytest
 
-from datasets import DataError, read_annotations
-from datasets.convert import convert_yolo
+from longshot.datasets import DataError, read_annotations
+from longshot.datasets.convert import convert_yolo
 
 
 @pytest.fixture

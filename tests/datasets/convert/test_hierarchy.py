@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from datasets.convert.hierarchy import expand, read_ancestors
+from longshot.datasets.convert.hierarchy import expand, read_ancestors
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from datasets.convert import output
-from datasets.convert.output import Annotation, Category, Image, boxes_xywh, write_annotations
+from longshot.datasets.convert import output
+from longshot.datasets.convert.output import Annotation, Category, Image, boxes_xywh, write_annotations
 
 
 def test_records_of_several_batches_are_one_list(tmp_path, monkeypatch):

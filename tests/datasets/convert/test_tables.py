@@ -2,10 +2,10 @@
 
 import pytest
 
-from datasets import DataError
-from datasets.convert import tables
-from datasets.convert.problems import Problems
-from datasets.convert.tables import parse, read_table
+from longshot.datasets import DataError
+from longshot.datasets.convert import tables
+from longshot.datasets.convert.problems import Problems
+from longshot.datasets.convert.tables import parse, read_table
 
 
 @pytest.fixture(autouse=True)

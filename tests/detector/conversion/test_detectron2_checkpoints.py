@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from detector.checkpoint import CheckpointError
-from detector.conversion import detectron2
-from detector.conversion.importing import import_checkpoint
-from detector.conversion.reading import ForeignFile, read_foreign
-from detector.inference import load_model
+from longshot.detector.conversion import detectron2
+from longshot.detector.conversion.foreign_files import ForeignFile, read_foreign
+from longshot.detector.conversion.importing import import_checkpoint
+from longshot.detector.errors import CheckpointError
+from longshot.detector.inference import load_model
 
 K, WIDTH = 4, 32
 SIZES, RATIOS = [1.0, 2 ** (1 / 3), 2 ** (2 / 3)], [0.5, 1.0, 2.0]

@@ -9,12 +9,13 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from detector.checkpoint import CheckpointError, load_checkpoint
-from detector.conversion.exporting import export_checkpoint
-from detector.conversion.importing import import_checkpoint
-from detector.conversion.report import key_table
-from detector.inference import load_model
-from detector.yaml_files import ConfigError, read_yaml
+from longshot.detector.checkpoint.file import load_checkpoint
+from longshot.detector.config.yaml_files import read_yaml
+from longshot.detector.conversion.exporting import export_checkpoint
+from longshot.detector.conversion.importing import import_checkpoint
+from longshot.detector.conversion.key_table import key_table
+from longshot.detector.errors import CheckpointError, ConfigError
+from longshot.detector.inference import load_model
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from detector.checkpoint import CheckpointError
-from detector.conversion import mmdetection
-from detector.conversion.importing import import_checkpoint
-from detector.conversion.reading import ForeignFile
-from detector.inference import load_model
+from longshot.detector.conversion import mmdetection
+from longshot.detector.conversion.foreign_files import ForeignFile
+from longshot.detector.conversion.importing import import_checkpoint
+from longshot.detector.errors import CheckpointError
+from longshot.detector.inference import load_model
 
 K, WIDTH = 4, 32
 HEADS = {"retinanet": ("retina_cls", "retina_reg"), "atss": ("atss_cls", "atss_reg")}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from detector.checkpoint import CheckpointError
-from detector.conversion.reading import read_foreign
+from longshot.detector.conversion.foreign_files import read_foreign
+from longshot.detector.errors import CheckpointError
 
 
 class Exploit:

@@ -10,13 +10,13 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from detector.conversion.torchvision import convert_torchvision_retinanet, recognizes
-from detector.model.anchors import AnchorGenerator
-from detector.model.backbone import resnet
-from detector.model.fpn import FPN
-from detector.model.head import DenseHead, HeadOutputs
-from detector.model.postprocess import Detections, Postprocess, rescale
-from detector.model.retinanet import RetinaNet
+from longshot.detector.conversion.torchvision import convert_torchvision_retinanet, recognizes
+from longshot.detector.model.anchors import AnchorGenerator
+from longshot.detector.model.backbone import resnet
+from longshot.detector.model.fpn import FPN
+from longshot.detector.model.head import DenseHead, HeadOutputs
+from longshot.detector.model.postprocess import Detections, Postprocess, rescale
+from longshot.detector.model.retinanet import RetinaNet
 
 PORTRAIT, LANDSCAPE = (150, 100), (90, 170)
 SCALE = {"min_size": 96, "max_size": 160}

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from detector.evaluation import ColumnarEvaluator, GroundTruth, summarize
-from detector.evaluation.official import score_with_lvis, score_with_pycocotools
+from longshot.detector.evaluation import ColumnarEvaluator, GroundTruth, summarize
+from longshot.detector.evaluation.official import score_with_lvis, score_with_pycocotools
 
 
 class Case(NamedTuple):

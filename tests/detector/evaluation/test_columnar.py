@@ -4,8 +4,8 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
-from detector.evaluation import COCO, LVIS, ColumnarEvaluator, GroundTruth
-from detector.evaluation.matching import overlap
+from longshot.detector.evaluation import COCO, LVIS, ColumnarEvaluator, GroundTruth
+from longshot.detector.evaluation.matching import overlap
 
 EVERYTHING = [0.0, 0.0, 100.0, 100.0]
 

@@ -6,11 +6,12 @@ from itertools import product
 import numpy as np
 import pytest
 
-from detector.build_data import build_evaluation_loader, build_val
-from detector.checkpoint import load_checkpoint, save_checkpoint, step_path
-from detector.config import parse_config
-from detector.run import run_training
-from detector.scoring import score_checkpoint
+from longshot.detector.build_data import build_evaluation_loader, build_val
+from longshot.detector.checkpoint.file import load_checkpoint, save_checkpoint
+from longshot.detector.checkpoint.folder import step_path
+from longshot.detector.config.schema import parse_config
+from longshot.detector.run.lifecycle import run_training
+from longshot.detector.scoring import score_checkpoint
 
 WORLD_SIZES = (2, 3, 4)
 
@@ -21,12 +22,12 @@ PROCESS = """
 import json, os, sys
 from pathlib import Path
 import torch
-from detector.build import build_evaluation
-from detector.build_data import build_val
-from detector.config import parse_config
-from detector.distributed import process_group
-from detector.inference import load_model
-from detector.scoring import score_checkpoint
+from longshot.detector.build import build_evaluation
+from longshot.detector.build_data import build_val
+from longshot.detector.config.schema import parse_config
+from longshot.detector.system.distributed import process_group
+from longshot.detector.inference import load_model
+from longshot.detector.scoring import score_checkpoint
 
 torch.set_num_threads(1)
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])

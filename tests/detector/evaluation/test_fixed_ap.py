@@ -6,7 +6,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from detector.evaluation import (
+from longshot.detector.evaluation import (
     COCO,
     LVIS,
     ColumnarEvaluator,

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from datasets import DataError, read_annotations
-from detector.evaluation import COCO, LVIS, GroundTruth, choose_protocol
+from longshot.datasets import DataError, read_annotations
+from longshot.detector.evaluation import COCO, LVIS, GroundTruth, choose_protocol
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from detector.evaluation import COCO, LVIS, ColumnarEvaluator, GroundTruth, summarize, table
+from longshot.detector.evaluation import COCO, LVIS, ColumnarEvaluator, GroundTruth, summarize, table
 
 
 def evaluator_with(protocol):

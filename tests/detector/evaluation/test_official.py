@@ -9,8 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detector.evaluation import COCO, LVIS, DetectionColumns, ResultsError
-from detector.evaluation.official import complete, differences, differences_line, load_lvis, score_with_official
+from longshot.detector.errors import ResultsError
+from longshot.detector.evaluation import COCO, LVIS, DetectionColumns
+from longshot.detector.evaluation.official import (
+    complete,
+    differences,
+    differences_line,
+    load_lvis,
+    score_with_official,
+)
 
 
 @pytest.fixture

@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from datasets import DataError, read_annotations
-from detector.evaluation.ground_truth import GroundTruth
-from detector.evaluation.open_images import (
+from longshot.datasets import DataError, read_annotations
+from longshot.detector.evaluation.ground_truth import GroundTruth
+from longshot.detector.evaluation.open_images import (
     OPEN_IMAGES,
     OpenImagesEvaluator,
     average_precision,
     open_images_truth,
 )
-from detector.evaluation.open_images_metrics import instance_groups, open_images_table, summarize_open_images
+from longshot.detector.evaluation.open_images_metrics import instance_groups, open_images_table, summarize_open_images
 
 
 def truth_of(objects, *, num_images=1, num_classes=1, negative=()):
@@ -211,7 +211,7 @@ def test_random_cases_hold_what_they_are_for():
 
 
 def test_any_split_over_calls_and_processes_gives_the_same_bits(monkeypatch):
-    monkeypatch.setattr("detector.evaluation.whole_images.IMAGES_PER_CHUNK", 2)
+    monkeypatch.setattr("longshot.detector.evaluation.whole_images.IMAGES_PER_CHUNK", 2)
     objects, detections, *sizes = random_case(4)
     num_images, num_classes, negative = sizes
     assert num_images > 2

@@ -8,7 +8,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator as Torchvi
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import _default_anchorgen
 
-from detector.model.anchors import CACHED_SIZES, AnchorGenerator
+from longshot.detector.model.anchors import CACHED_SIZES, AnchorGenerator
 
 STRIDES = (8, 16, 32, 64, 128)
 

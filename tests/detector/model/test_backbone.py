@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from detector.model.backbone import NUM_STAGES, resnet
+from longshot.detector.model.backbone import NUM_STAGES, resnet
 
 
 def randomize_norms(module: nn.Module) -> None:

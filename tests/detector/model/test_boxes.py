@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.models.detection._utils import BoxCoder
 
-from detector.model.boxes import clip, decode, encode
+from longshot.detector.model.boxes import clip, decode, encode
 
 
 def random_boxes(n: int, seed: int) -> torch.Tensor:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from detector.model.head import HeadOutputs, flatten_level
-from detector.model.postprocess import Postprocess
+from longshot.detector.model.head import HeadOutputs, flatten_level
+from longshot.detector.model.postprocess import Postprocess
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "e2e_improved_baseline_focal.npz"
 TO_EDGES = torch.tensor([0, 0, 1, 1])  # from inclusive corners

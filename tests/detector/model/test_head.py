@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from detector.model.head import DenseHead, flatten_level
+from longshot.detector.model.head import DenseHead, flatten_level
 
 
 def test_flatten_level_keeps_anchor_and_class_apart():

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from detector.model.boxes import encode
-from detector.model.head import HeadOutputs
-from detector.model.postprocess import Detections, Postprocess, rescale
+from longshot.detector.model.boxes import encode
+from longshot.detector.model.head import HeadOutputs
+from longshot.detector.model.postprocess import Detections, Postprocess, rescale
 
 SIZE = (100, 200)
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from detector.model.box_coding import DistanceCoding
-from detector.model.boxes import encode
-from detector.model.head import HeadOutputs
-from detector.model.postprocess import Detections, Postprocess, rescale
+from longshot.detector.model.box_coding import DistanceCoding
+from longshot.detector.model.boxes import encode
+from longshot.detector.model.head import HeadOutputs
+from longshot.detector.model.postprocess import Detections, Postprocess, rescale
 
 SIZE = (100, 200)
 EVERYTHING = {"score_threshold": 0.0, "nms_threshold": 1.0, "detections_per_image": 100_000}

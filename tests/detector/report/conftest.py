@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from datasets.annotations import read_annotations
-from detector.evaluation import COCO, LVIS, DetectionColumns, GroundTruth
-from detector.report import Subject
+from longshot.datasets.annotations.annotations import read_annotations
+from longshot.detector.evaluation import COCO, LVIS, DetectionColumns, GroundTruth
+from longshot.detector.report import Subject
 
 
 @pytest.fixture

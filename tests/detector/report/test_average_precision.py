@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from detector.report.average_precision import average_precision, average_precision_of_ranked
-from detector.report.judgment import judge
+from longshot.detector.report.average_precision import average_precision, average_precision_of_ranked
+from longshot.detector.report.verdicts import judge
 
 
 def test_area_worked_out_by_hand():

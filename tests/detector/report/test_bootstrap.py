@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from datasets.annotations import read_annotations
-from detector.evaluation import LVIS, DetectionColumns, GroundTruth
-from detector.report.bootstrap import Resampler, bootstrap, interval
-from detector.report.judgment import judge
+from longshot.datasets.annotations.annotations import read_annotations
+from longshot.detector.evaluation import LVIS, DetectionColumns, GroundTruth
+from longshot.detector.report.bootstrap import Resampler, bootstrap, interval
+from longshot.detector.report.verdicts import judge
 
 BOX, FAR = (100, 100, 100, 100), (600, 100, 100, 100)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from detector.report.calibration import (
+from longshot.detector.report.calibration import (
     calibration_error,
     class_mean_calibration_error,
     fit_temperature,

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from detector.report.calibration import NUM_BINS, in_first_half
-from detector.report.calibration_rows import bin_rows, calibrate
-from detector.report.judgment import judge
+from longshot.detector.report.calibration import NUM_BINS, in_first_half
+from longshot.detector.report.calibration_rows import bin_rows, calibrate
+from longshot.detector.report.verdicts import judge
 
 BOX, FAR = (100, 100, 100, 100), (600, 100, 100, 100)
 

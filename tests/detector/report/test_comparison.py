@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from detector.report import write_comparison
+from longshot.detector.report import write_comparison
 
 BOX, FAR = (100, 100, 100, 100), (600, 100, 100, 100)
 

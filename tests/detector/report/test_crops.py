@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.report.crops import worst_false_positives, worst_misses
-from detector.report.errors import find_errors
-from detector.report.judgment import judge
+from longshot.detector.report.crops import worst_false_positives, worst_misses
+from longshot.detector.report.error_kinds import find_errors
+from longshot.detector.report.verdicts import judge
 
 BOX, NEAR, FAR = (100, 100, 100, 100), (125, 100, 100, 100), (600, 100, 100, 100)
 

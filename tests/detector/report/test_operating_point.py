@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from detector.report.judgment import judge
-from detector.report.operating_point import best_f1, shown
+from longshot.detector.report.operating_point import best_f1, shown
+from longshot.detector.report.verdicts import judge
 
 BOX, FAR = (100, 100, 100, 100), (600, 100, 100, 100)
 

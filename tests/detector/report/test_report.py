@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import DataError
-from detector.report import write_report
+from longshot.datasets import DataError
+from longshot.detector.report import write_report
 
 VOID = {"meta", "img"}
 
@@ -97,7 +97,7 @@ def test_head_says_what_was_evaluated(write, random_case):
 def test_numbers_are_those_of_the_evaluation(write, random_case, tmp_path):
     subject, detections = random_case(1)
     write(subject, detections)
-    from detector.evaluation import ColumnarEvaluator
+    from longshot.detector.evaluation import ColumnarEvaluator
 
     evaluator = ColumnarEvaluator(subject.ground_truth)
     evaluator.add(*detections)

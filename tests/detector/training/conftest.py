@@ -1,24 +1,23 @@
 """Runs that have taken no step yet, steps that they take, and what Equalized Focal Loss should collect in them.
 
-Also anchors, boxes and official assignments for the matchers; heads, and outputs of heads, for the losses.
+Also heads, and outputs of heads, for the losses.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from datasets.loader import Batch
-from detector.build import build_run
-from detector.build_data import build_data, build_training_loader
-from detector.model.head import HeadOutputs
-from detector.training.criterion import Assignment
-from detector.training.engine import Run, optimize
-from losses import BACKGROUND, IGNORE
+from longshot.datasets.loading.loader import Batch
+from longshot.detector.build import build_run
+from longshot.detector.build_data import build_data, build_training_loader
+from longshot.detector.model.head import HeadOutputs
+from longshot.detector.training.criterion import Assignment
+from longshot.detector.training.state import Run
+from longshot.detector.training.step import optimize
+from longshot.losses import BACKGROUND, IGNORE
 
 FP32 = {"images_per_pass": 4, "precision": "fp32", "clip_norm": None}
 
@@ -80,82 +79,6 @@ def analytic() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return added
 
 
-def square_anchors(size: int, stride: int, sides: tuple[float, ...]) -> Tensor:
-    """(H * W * A, 4) square anchors of the given sides at the middles of the cells of a size x size image."""
-    centers = torch.arange(stride / 2, size, stride)
-    y, x = torch.meshgrid(centers, centers, indexing="ij")
-    half = torch.tensor(sides) / 2
-    x, y = x.reshape(-1, 1), y.reshape(-1, 1)
-    return torch.stack([x - half, y - half, x + half, y + half], dim=-1).view(-1, 4)
-
-
-@pytest.fixture(scope="session")
-def grid() -> Callable[[int, int, tuple[float, ...]], Tensor]:
-    """See `square_anchors`."""
-    return square_anchors
-
-
-@pytest.fixture
-def pyramid() -> list[Tensor]:
-    """Three levels of a 128 x 128 image, A = 2; the coarsest has 32 anchors."""
-    return [square_anchors(128, stride, (4.0 * stride, 6.0 * stride)) for stride in (8, 16, 32)]
-
-
-@pytest.fixture(scope="session")
-def random_boxes() -> Callable[..., Tensor]:
-    """(count, seed, size of the image) -> (count, 4) boxes with sides of 10 to 80."""
-
-    def draw(count: int, seed: int = 0, size: int = 128) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        sides = 10 + 70 * torch.rand(count, 2, generator=generator)
-        corner = torch.rand(count, 2, generator=generator) * (size - sides)
-        return torch.cat([corner, corner + sides], dim=1)
-
-    return draw
-
-
-class Official(NamedTuple):
-    """An assignment of United-Perception, in our labels and boxes."""
-
-    boxes: list[Tensor]  # per image, (G_i, 4)
-    object_labels: list[Tensor]  # per image, (G_i,)
-    ignore_boxes: list[Tensor]  # per image, (M_i, 4)
-    labels: Tensor  # (N, R)
-    arrays: dict[str, Tensor]
-
-    def labels_of(self, matches: Tensor) -> Tensor:
-        """(N, R) from matches (N, R)."""
-        rows = zip(matches, self.object_labels, strict=True)
-        return torch.stack([torch.cat([labels, torch.tensor([IGNORE, BACKGROUND])])[row] for row, labels in rows])
-
-
-@pytest.fixture(scope="session")
-def official() -> Callable[[str], Official]:
-    """The assignment of a file in tests/fixtures, made by United-Perception (52aaeb9, on a CPU).
-
-    Four images of 256 x 320: nine objects; 14 objects, two almost in one place, and an ignore region; an ignore region
-    alone; four objects, the first 1 pixel wide. There, corners are inclusive, labels count from 1, 0 is background, and
-    a row of zeros is none.
-    """
-
-    def read(name: str) -> Official:
-        with np.load(Path(__file__).parents[2] / "fixtures" / f"{name}.npz") as file:
-            arrays = {key: torch.from_numpy(file[key]) for key in file}
-        inclusive = torch.tensor([0.0, 0, 1, 1])
-        objects = [arrays[f"gt_{i}"] for i in range(4)]
-        objects = [rows[rows.any(dim=1)] for rows in objects]
-        ignored = [arrays[f"ignore_{i}"] for i in range(4)]
-        return Official(
-            [rows[:, :4] + inclusive for rows in objects],
-            [rows[:, 4].long() - 1 for rows in objects],
-            [rows[rows.any(dim=1)] + inclusive for rows in ignored],
-            arrays["cls_target"].long() - 1,
-            arrays,
-        )
-
-    return read
-
-
 @pytest.fixture(scope="session")
 def heads() -> dict[str, dict]:
     """What to change in `values` for EFL's improved baseline, Generalized Focal Loss, and a point head with EFL."""
@@ -188,6 +111,12 @@ class Scene(NamedTuple):
     assignment: Assignment
 
 
+def _squares(size: int, stride: int, side: float) -> Tensor:
+    """(H * W, 4) squares at the middles of the cells of a size x size image."""
+    y, x = torch.meshgrid(*[torch.arange(stride / 2, size, stride)] * 2, indexing="ij")
+    return torch.stack([x - side / 2, y - side / 2, x + side / 2, y + side / 2], dim=-1).view(-1, 4)
+
+
 @pytest.fixture(scope="session")
 def scene() -> Callable[[int], Scene]:
     """Depth of the box outputs -> a scene with random outputs, five positives on both levels, and two ignored anchors.
@@ -197,7 +126,7 @@ def scene() -> Callable[[int], Scene]:
 
     def draw(depth: int) -> Scene:
         generator = torch.Generator().manual_seed(0)
-        anchors = [square_anchors(32, 8, (64.0,)), square_anchors(32, 16, (128.0,))]
+        anchors = [_squares(32, 8, 64.0), _squares(32, 16, 128.0)]
 
         def maps(*tail: int, scale: float = 1.0) -> list[Tensor]:
             drawn = [scale * torch.randn(2, len(level), *tail, generator=generator) for level in anchors]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from detector.benchmarks.equality import emptiness, take_steps
-from detector.benchmarks.equality_cases import NUM_CLASSES, case_config, make_data
-from detector.build import build_network
-from detector.distributed import process_group
-from detector.training.engine import parallel
+from longshot.detector.build import build_network
+from longshot.detector.system.distributed import process_group
+from longshot.detector.training.step import parallel
+from longshot.tools.checks.equality import emptiness, take_steps
+from longshot.tools.checks.equality_cases import NUM_CLASSES, case_config, make_data
 
 CASE = "improved baseline, frozen_bn"  # sums positives, weights of boxes in each pass, gradients, EFL's state, losses
 

@@ -3,13 +3,13 @@ import math
 import pytest
 import torch
 
-from datasets.dataset import Targets
-from detector.model.boxes import decode
-from detector.model.head import HeadOutputs
-from detector.training.criterion import Criterion
-from detector.training.matching import IoUMatcher
-from losses import BACKGROUND, IGNORE, EqualizedFocalLoss, FocalLoss
-from losses.box import GIoULoss, L1Loss
+from longshot.datasets.loading.dataset import Targets
+from longshot.detector.matching.iou import IoUMatcher
+from longshot.detector.model.boxes import decode
+from longshot.detector.model.head import HeadOutputs
+from longshot.detector.training.criterion import Criterion
+from longshot.losses import BACKGROUND, IGNORE, EqualizedFocalLoss, FocalLoss
+from longshot.losses.box import GIoULoss, L1Loss
 
 # Level 0: four boxes of 10 x 10 in a row; level 1: one of 40 x 40.
 ANCHORS = [

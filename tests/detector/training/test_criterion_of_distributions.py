@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from detector.model.box_coding import DistributionCoding
-from detector.model.head import HeadOutputs
-from detector.training.criterion import Assignment, Criterion
-from losses import BACKGROUND, IGNORE, EqualizedQualityFocalLoss, GIoULoss, L1Loss, QualityFocalLoss
+from longshot.detector.model.box_coding import DistributionCoding
+from longshot.detector.model.head import HeadOutputs
+from longshot.detector.training.criterion import Assignment, Criterion
+from longshot.losses import BACKGROUND, IGNORE, EqualizedQualityFocalLoss, GIoULoss, L1Loss, QualityFocalLoss
 
 BINS = 5
 NAMES = {"classification", "box", "distribution"}

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.dataset import Targets
-from detector.model.anchors import AnchorGenerator
-from detector.model.head import HeadOutputs, flatten_level
-from detector.training.atss import ATSSMatcher
-from detector.training.criterion import Criterion
-from losses import BACKGROUND, FocalLoss, GIoULoss
+from longshot.datasets.loading.dataset import Targets
+from longshot.detector.matching.atss import ATSSMatcher
+from longshot.detector.model.anchors import AnchorGenerator
+from longshot.detector.model.head import HeadOutputs, flatten_level
+from longshot.detector.training.criterion import Criterion
+from longshot.losses import BACKGROUND, FocalLoss, GIoULoss
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "e2e_improved_baseline_focal.npz"
 LEVELS, MAPS = range(5), {"logits": ("cls", 7), "deltas": ("loc", 4), "quality": ("iou", 1)}

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from detector.model.box_coding import DeltaCoding, DistanceCoding
-from detector.model.head import HeadOutputs
-from detector.training.criterion import Assignment, Criterion
-from losses import BACKGROUND, IGNORE, FocalLoss, GIoULoss, L1Loss, QualityFocalLoss
+from longshot.detector.model.box_coding import DeltaCoding, DistanceCoding
+from longshot.detector.model.head import HeadOutputs
+from longshot.detector.training.criterion import Assignment, Criterion
+from longshot.losses import BACKGROUND, IGNORE, FocalLoss, GIoULoss, L1Loss, QualityFocalLoss
 
 NAMES = {"classification", "box", "quality"}
 CODINGS = {"iou": DeltaCoding(), "centerness": DistanceCoding(anchor_size=8.0)}

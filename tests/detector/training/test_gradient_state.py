@@ -8,8 +8,9 @@ import torch
 from torch.amp import GradScaler
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from detector.checkpoint import load_checkpoint, step_path
-from detector.run import run_training
+from longshot.detector.checkpoint.file import load_checkpoint
+from longshot.detector.checkpoint.folder import step_path
+from longshot.detector.run.lifecycle import run_training
 
 K = 4
 PRIOR = 0.3  # high enough for negatives to outweigh positives: g lies below 1, and differs from class to class

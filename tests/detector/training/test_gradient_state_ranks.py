@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.amp import GradScaler
 
-from detector.build import build_run
-from detector.build_data import build_data
-from detector.config import parse_config
-from detector.distributed import process_group
-from detector.training.engine import optimize, parallel
+from longshot.detector.build import build_run
+from longshot.detector.build_data import build_data
+from longshot.detector.config.schema import parse_config
+from longshot.detector.system.distributed import process_group
+from longshot.detector.training.step import optimize, parallel
 
 # So small a loss that half gradients bear a scale of 65536; from 0.08 to 0.125 they overflow in the fifth step, at
 # 262144.

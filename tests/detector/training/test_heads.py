@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from detector.build import build_postprocess
-from detector.model.boxes import intersection_over_union
-from detector.model.postprocess import detect
+from longshot.detector.build import build_postprocess
+from longshot.detector.model.boxes import intersection_over_union
+from longshot.detector.model.postprocess import detect
 
 HEADS = {
     "improved baseline": {"classification", "box", "quality"},

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from detector.checkpoint import load_checkpoint
-from detector.run import run_training
-from detector.training import engine
-from detector.training.nonfinite import MOST_IN_A_ROW, MOST_WRITTEN, NonFiniteStep
+from longshot.detector.checkpoint.file import load_checkpoint
+from longshot.detector.run.lifecycle import run_training
+from longshot.detector.training import step as engine
+from longshot.detector.training.nonfinite import MOST_IN_A_ROW, MOST_WRITTEN, NonFiniteStep
 
 # All that a step can move: BatchNorm's statistics, EFL's sums, momentum, the average; and all kinds of losses.
 EVERYTHING = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from detector.training.optim import build_optimizer, learning_rate, moving_average, set_learning_rate
+from longshot.detector.training.optim import build_optimizer, learning_rate, moving_average, set_learning_rate
 
 
 def rates(steps, **options):

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from detector.build import build_run
-from detector.build_data import build_data
-from detector.config import parse_config
-from detector.distributed import process_group
-from detector.training.engine import optimize, parallel
+from longshot.detector.build import build_run
+from longshot.detector.build_data import build_data
+from longshot.detector.config.schema import parse_config
+from longshot.detector.system.distributed import process_group
+from longshot.detector.training.step import optimize, parallel
 
 HEADS = ["improved baseline", "gfl"]  # weighted by quality and by score
 

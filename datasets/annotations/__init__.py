@@ -1,0 +1,1 @@
+"""COCO and LVIS annotation files, read once and kept as arrays."""

@@ -1,0 +1,1 @@
+"""A dataset with the long tail of LVIS, drawn from emoji."""

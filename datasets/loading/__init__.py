@@ -1,0 +1,1 @@
+"""From annotations to batches: order of images, scenes, worker processes."""

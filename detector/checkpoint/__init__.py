@@ -1,0 +1,1 @@
+"""Checkpoints: one file each, and their folder."""

@@ -1,0 +1,1 @@
+"""The configuration: YAML files, what they may say, and what is said of mistakes."""

@@ -1,0 +1,1 @@
+"""Which anchor is to find which object."""

@@ -1,0 +1,1 @@
+"""Processes, machines, files and the terminal."""

@@ -1,0 +1,1 @@
+"""The programs: each is thin, parses its command line and calls what it names."""
