@@ -38,8 +38,17 @@ class Schedule:
 
     total_steps: int
     save_every: int
-    evaluate_every: float | None  # not rounded: see `engine.is_due`
+    evaluate_every: float | None  # may be a fraction: see `evaluates_after`
     learning_rate: Callable[[int], float]  # of a step
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether the run is evaluated after `step`: the first that is not before a multiple of `evaluate_every`; the last.
+
+        Epochs are seldom a whole number of steps. If six of them were rounded to steps, the fourth evaluation of a run of
+        24 could come a step before its end, and the same model, nearly, would be evaluated twice.
+        """
+        every = self.evaluate_every
+        return step >= self.total_steps or (every is not None and int(step / every) > int((step - 1) / every))
 
 
 def build_network(config: c.Model, num_classes: int, *, pretrained: bool = True) -> RetinaNet:

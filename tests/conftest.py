@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from longshot.detector.config.schema import Config, parse_config
 from longshot.detector.config.yaml_files import merge
-from longshot.detector.run.lifecycle import run_training
+from longshot.detector.run.loop import train
 from longshot.detector.system.distributed import Process
 
 torch.set_num_threads(1)  # quicker for images as small as these
@@ -214,5 +214,5 @@ def long_enough() -> dict:
 def learned(make_config, long_enough, cpu, tmp_path_factory) -> Path:
     """The folder of a run that has learned the shapes by Equalized Focal Loss."""
     folder = tmp_path_factory.mktemp("runs") / "learned"
-    run_training(make_config(folder, long_enough), cpu)
+    train(make_config(folder, long_enough), cpu)
     return folder

@@ -13,7 +13,7 @@ from longshot.detector.config.schema import Config, load_config
 from longshot.detector.errors import readable_errors
 from longshot.detector.pictures.batches import batch_sheet
 from longshot.detector.pictures.long_tail import long_tail_figure
-from longshot.detector.run.dataset_summary import describe
+from longshot.detector.run.folder import describe
 from longshot.detector.system.distributed import Process
 from longshot.detector.system.told import told
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from longshot.detector.config.schema import load_config
 from longshot.detector.errors import readable_errors
-from longshot.detector.run.lifecycle import run_training
+from longshot.detector.run.loop import train
 from longshot.detector.run.preemption import STOPPED
 from longshot.detector.system.distributed import process_group
 from longshot.detector.system.processes import elastic_job
@@ -27,7 +27,7 @@ def main() -> None:
     with readable_errors():
         config = load_config(arguments.config, arguments.overrides)
         with process_group(config.device) as process:
-            complete = run_training(config, process, arguments.resume)
+            complete = train(config, process, arguments.resume)
     if not complete and elastic_job() is None:
         sys.exit(STOPPED)
 

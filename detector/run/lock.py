@@ -39,7 +39,7 @@ class Holder:
         return f"process {self.pid} on {self.host}"
 
 
-class Lease:
+class RunLock:
     """The hold of this process on a run folder, from `acquire` to the end of the `with` block.
 
     Args:
@@ -91,7 +91,7 @@ class Lease:
         if self._lost:
             raise ConfigError(self._lost)
 
-    def __enter__(self) -> "Lease":
+    def __enter__(self) -> "RunLock":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,6 +1,7 @@
-"""What a run tells while it goes on: progress bar, log.txt, metrics.jsonl, TensorBoard. Only rank 0 speaks."""
+"""What a run logs while it goes on: progress bar, log.txt, metrics.jsonl, TensorBoard. Only rank 0 writes."""
 
 import json
+import logging
 import math
 import resource
 import sys
@@ -36,7 +37,7 @@ class RunLog:
         enabled: True on rank 0.
     """
 
-    def __init__(self, folder: Path, *, step: int, frequencies: Sequence[str], log_every: int, enabled: bool):
+    def __init__(self, folder: Path, step: int, frequencies: Sequence[str], log_every: int, *, enabled: bool):
         self.folder, self.enabled, self.log_every = folder, enabled, log_every
         self.groups = {g: np.flatnonzero(np.array(frequencies) == g) for g in "rcf" if g in frequencies}
         self.timed_steps, self.data_seconds, self.step_seconds = 0, 0.0, 0.0  # since the last record
@@ -47,7 +48,7 @@ class RunLog:
             self._cut_back(step)
             self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Print a line above the progress bar and append it to log.txt."""
         if self.enabled:
             tqdm.write(text, file=sys.stdout)
@@ -113,6 +114,14 @@ class RunLog:
         records = self._records() if self.enabled else []
         return {record["step"]: record for record in records if record["kind"] == "evaluation"}
 
+    def gradient_ratio(self, classification: nn.Module) -> None:
+        """Write down how a loss like EFL treats the classes: median (min..max) of its gradient ratio g per group."""
+        if isinstance(classification, GradientGuidedLoss):
+            ratio = classification.gradient_ratio.cpu().numpy()
+            of_groups = {group: ratio[classes] for group, classes in self.groups.items()}
+            shown = [f"{group} {np.median(g):.2f} ({g.min():.2f}..{g.max():.2f})" for group, g in of_groups.items()]
+            self.write(f"gradient ratio g: {', '.join(shown)}")
+
     def picture(self, step: int, tag: str, image: np.ndarray) -> None:
         """Show an (H, W, 3) uint8 picture in TensorBoard."""
         if self.enabled:
@@ -153,6 +162,32 @@ class RunLog:
     def _cut_back(self, step: int) -> None:
         kept = [json.dumps(record) + "\n" for record in self._records() if record["step"] <= step]
         write_text(self.folder / "metrics.jsonl", "".join(kept))
+
+
+class _Warnings(logging.Handler):
+    """Writes warnings into the log of a run; on ranks that have none, into the terminal."""
+
+    def __init__(self, log: RunLog, rank: int):
+        super().__init__(logging.WARNING)
+        self.log, self.rank = log, rank
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one."""
+        if self.log.enabled:
+            self.log.write(f"warning: {record.getMessage()}")
+        else:
+            tqdm.write(f"process {self.rank}: warning: {record.getMessage()}", file=sys.stderr)
+
+
+@contextmanager
+def warnings_in(log: RunLog, rank: int) -> Iterator[None]:
+    """Write into the run's log what our package warns of through Python's logging while the block runs."""
+    handler, logger = _Warnings(log, rank), logging.getLogger(__name__.partition(".")[0])
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _peak_memory_gb() -> float:

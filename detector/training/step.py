@@ -1,20 +1,42 @@
-"""The training loop, and one optimizer step. N images, R_l anchors on level l, K classes."""
+"""One optimizer step. N images, R_l anchors on level l, K classes."""
 
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ...datasets.loading.loader import Batch, Targets
 from ..system.distributed import Process, all_sum
-from .nonfinite import MovingStatistics, NonFiniteStep
 from .state import Run, StopRequest
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_IN_A_ROW = 10  # skipped steps; more are no accident
+
+
+class NonFiniteStep(FloatingPointError):
+    """Raised on all processes by a step that is not finite on one of them; the step has changed nothing.
+
+    Args:
+        step: steps done before it.
+        losses, norm, state: of all processes, of the gradient, and of what the step began with (`Run.norm`).
+        rank, image_ids: of this process.
+    """
+
+    def __init__(
+        self, step: int, losses: dict[str, float], norm: float, state: float, *, rank: int, image_ids: list[int]
+    ):
+        super().__init__(
+            f"step {step}: loss {losses}, norm of the state {state}, norm of the gradient {norm}: not finite. Process {rank} "
+            f"had the images {image_ids}. The weights were not changed and no checkpoint was written; resume from the last "
+            "one with a lower learning rate, a longer warm-up, optimizer.clip_norm or fp32, or look at these images. "
+            "train.on_nonfinite=skip leaves such steps out"
+        )
+        self.numbers = {"loss": sum(losses.values()), **losses, "gradient_norm": norm, "state_norm": state}
 
 
 def optimize(
@@ -37,7 +59,9 @@ def optimize(
         run: changed in place; its step is left to the caller.
         model: `run.network`, wrapped by `parallel`.
         batch: this process's share of the step.
-        images_per_pass, precision, clip_norm: see `train`.
+        images_per_pass: images of one forward and backward pass; divides the images of a batch.
+        precision: of the network; fp16 scales its gradients. Losses are computed in float32.
+        clip_norm: largest L2 norm of the whole gradient; None leaves it as it is.
         stop: learns in `agreed` whether any process was asked to stop.
 
     Raises:
@@ -137,3 +161,23 @@ def _agree(
         own_norm if math.isfinite(norm_sum) else norm_sum,
         own_state if math.isfinite(state_sum) else state_sum,
     )
+
+
+class MovingStatistics(NamedTuple):
+    """The statistics that BatchNorms move in every forward pass, and a copy of them."""
+
+    buffers: list[Tensor]
+    copies: list[Tensor]
+
+    @classmethod
+    def of(cls, network: nn.Module) -> "MovingStatistics":
+        """Those of a network as they are now."""
+        moving = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+        buffers = [buffer for module in moving for buffer in module.buffers()]
+        return cls(buffers, [buffer.clone() for buffer in buffers])
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put them back: a forward pass with one bad image leaves NaN in all of them."""
+        for buffer, copy in zip(self.buffers, self.copies, strict=True):
+            buffer.copy_(copy)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torchvision.models.detection import retinanet_resnet50_fpn
 
+from longshot.datasets import DataError
 from longshot.datasets.classes import Classes
 from longshot.detector.build import (
     build_criterion,
@@ -270,7 +271,7 @@ def test_the_weights_of_a_trunk_are_not_read_if_those_of_a_detector_follow(make_
 def test_a_checkpoint_of_other_classes_or_another_model_is_refused(make_config, cpu, checkpoint):
     path, _ = checkpoint
     other = CLASSES._replace(names=["red square", "green ring", "sun", "blue bar"])
-    with pytest.raises(ConfigError, match=r"init_from .*start.pt.* id 12: 'sun' here, 'yellow disc' there"):
+    with pytest.raises(DataError, match=r"init_from .*start.pt.* id 12: 'sun' here, 'yellow disc' there"):
         start_from(build_run(make_config(), other, cpu, num_images=24), path, other)
     wider = build_run(make_config(differences={"model": {"fpn": {"channels": 24}}}), CLASSES, cpu, num_images=24)
     with pytest.raises(

@@ -10,7 +10,7 @@ from longshot.detector.build import build_criterion, build_run
 from longshot.detector.build_data import build_data, build_training_loader
 from longshot.detector.errors import ConfigError
 from longshot.detector.run import lifecycle
-from longshot.detector.run.lifecycle import run_training
+from longshot.detector.run.loop import train
 from longshot.detector.training.step import optimize
 from longshot.losses import CLASSIFICATION_LOSSES
 
@@ -64,7 +64,7 @@ def test_images_without_objects_count_in_frequencies_even_if_they_are_not_traine
     config = config_of("equalization", keep_empty=False)
     data = build_data(config, cpu)
     with pytest.raises(Stop) as stopped:
-        run_training(config, cpu)
+        train(config, cpu)
     assert stopped.value.args == (24, data.classes.train_images)
     assert len(data.train) < 24
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from longshot.detector.training import step as engine
+from longshot.detector.run import loop
 
 
 def training_losses(folder):
@@ -125,10 +125,10 @@ def test_a_run_that_is_asked_to_stop_says_so_by_its_exit_code(
         return optimize(run, *args, **options)
 
     write_config(tmp_path)
-    optimize = engine.optimize
+    optimize = loop.optimize
     if under_torchrun:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    monkeypatch.setattr(engine, "optimize", asked)
+    monkeypatch.setattr(loop, "optimize", asked)
     done = call("train", "--config", "tiny.yaml", cwd=tmp_path)
     assert done.code == code
     assert done.out.splitlines()[-1] == "asked to stop, saved step 1: the same command goes on from there"

@@ -10,7 +10,7 @@ from longshot.detector.build_data import build_evaluation_loader, build_val
 from longshot.detector.checkpoint.file import load_checkpoint, save_checkpoint
 from longshot.detector.checkpoint.folder import step_path
 from longshot.detector.config.schema import parse_config
-from longshot.detector.run.lifecycle import run_training
+from longshot.detector.run.loop import train
 from longshot.detector.scoring import score_checkpoint
 
 WORLD_SIZES = (2, 3, 4)
@@ -89,7 +89,7 @@ JOBS = {
 def checkpoints(make_config, cpu, tmp_path_factory):
     """By name: of a network that has learned nothing, and the same with one score for all detections of a class."""
     folder = tmp_path_factory.mktemp("networks")
-    run_training(make_config(folder, {"schedule": {"length": 1, "warmup_steps": 0}}), cpu)
+    train(make_config(folder, {"schedule": {"length": 1, "warmup_steps": 0}}), cpu)
     random = step_path(folder / "checkpoints", 1)
     state = load_checkpoint(random)
     state["model"]["head.logits.weight"].zero_()

@@ -13,7 +13,7 @@ from longshot.datasets.loading.samplers import TrainingStream
 from longshot.detector.build_data import build_data
 from longshot.detector.pictures.batches import batch_sheet
 from longshot.detector.pictures.long_tail import long_tail_figure
-from longshot.detector.run.dataset_summary import describe
+from longshot.detector.run.folder import describe
 from longshot.detector.system.distributed import Process
 
 

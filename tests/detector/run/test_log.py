@@ -131,7 +131,7 @@ def test_gradient_ratio_is_told_by_group(make_log, tmp_path):
 def test_ranks_other_than_zero_write_nothing(make_log, tmp_path, capsys):
     log = make_log(enabled=False)
     train(log, 0, 2)
-    log.say("hello")
+    log.write("hello")
     log.evaluation(2, {"AP": 1.0})
     log.picture(2, "a", np.zeros((2, 2, 3), np.uint8))
     assert log.evaluations() == {}
@@ -140,8 +140,8 @@ def test_ranks_other_than_zero_write_nothing(make_log, tmp_path, capsys):
 
 
 def test_what_is_said_is_printed_and_kept(make_log, tmp_path, capsys):
-    make_log().say("hello")
-    make_log(step=3).say("again")
+    make_log().write("hello")
+    make_log(step=3).write("again")
     assert capsys.readouterr().out == "hello\nagain\n"
     assert [line[20:] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["hello", "again"]
 

@@ -14,15 +14,16 @@ import pytest
 import torch
 import yaml
 
+from longshot.datasets import DataError
 from longshot.detector.checkpoint.file import load_checkpoint, network_weights
 from longshot.detector.checkpoint.folder import saved_steps, step_path
 from longshot.detector.config.schema import parse_config
 from longshot.detector.errors import CheckpointError, ConfigError
 from longshot.detector.evaluation.evaluate import Evaluation
 from longshot.detector.run import folder as run_folder
-from longshot.detector.run.lifecycle import run_training
+from longshot.detector.run import loop
 from longshot.detector.run.log import RunLog
-from longshot.detector.training import step as engine
+from longshot.detector.run.loop import train
 from longshot.losses import EqualizedFocalLoss
 
 ROOT = Path(__file__).parents[3]
@@ -85,7 +86,7 @@ def uninterrupted(make_config, cpu, tmp_path_factory):
     def folder(variant):
         if variant not in folders:
             folders[variant] = tmp_path_factory.mktemp("uninterrupted") / variant
-            run_training(make_config(folders[variant], VARIANTS[variant]), cpu)
+            train(make_config(folders[variant], VARIANTS[variant]), cpu)
         return folders[variant]
 
     return folder
@@ -148,7 +149,7 @@ def test_a_run_leaves_everything_in_its_folder(learned):
 
 
 def test_the_gradient_ratio_is_told_at_every_evaluation(make_config, cpu, tmp_path, uninterrupted):
-    run_training(make_config(tmp_path, {"eval": {"every": 3}}), cpu)
+    train(make_config(tmp_path, {"eval": {"every": 3}}), cpu)
     log = (tmp_path / "log.txt").read_text()
     assert re.findall(r" step (\d): AP .*\n.* gradient ratio g: r \d", log) == ["3", "6"]
     assert log.count("gradient ratio") == 2
@@ -160,7 +161,7 @@ def test_the_gradient_ratio_is_told_by_median_and_extremes_of_each_group(tmp_pat
     loss.positive_gradient += torch.tensor([0.02, 9.0, 5.0, 1.0, 9.6, 3.5])
     loss.negative_gradient += torch.tensor([2.0, 10.0, 10.0, 0.5, 10.0, 10.0])
     log = RunLog(tmp_path, step=0, frequencies=list("rffffc"), log_every=1, enabled=True)
-    run_folder.tell_gradient_ratio(log, loss)
+    log.gradient_ratio(loss)
     log.close()
     told = "gradient ratio g: r 0.01 (0.01..0.01), c 0.35 (0.35..0.35), f 0.93 (0.50..1.00)\n"  # of 0.5, 0.9, 0.96, 1
     assert (tmp_path / "log.txt").read_text().endswith(told)
@@ -170,22 +171,22 @@ def test_the_gradient_ratio_is_told_by_median_and_extremes_of_each_group(tmp_pat
 def test_a_warning_of_our_packages_is_said_once_in_terminal_and_log(
     make_config, cpu, tmp_path, monkeypatch, capsys, fails
 ):
-    optimize, loggers = engine.optimize, [logging.getLogger(name) for name in ("datasets", "detector", "losses")]
+    optimize, loggers = loop.optimize, [logging.getLogger("longshot")]
 
     def warning(run, *args, **options):
         if run.step == 1:
-            logging.getLogger("losses.any").warning("%d classes look odd", 3)
-            logging.getLogger("losses.any").info("nothing to see")
+            logging.getLogger("longshot.losses.any").warning("%d classes look odd", 3)
+            logging.getLogger("longshot.losses.any").info("nothing to see")
             logging.getLogger("somebody.else").warning("not ours")
         if run.step == 2 and fails:
             raise FloatingPointError
         return optimize(run, *args, **options)
 
-    monkeypatch.setattr(engine, "optimize", warning)
-    monkeypatch.setattr(logging.getLogger("losses.any"), "level", logging.INFO)
+    monkeypatch.setattr(loop, "optimize", warning)
+    monkeypatch.setattr(logging.getLogger("longshot.losses.any"), "level", logging.INFO)
     before = [list(logger.handlers) for logger in loggers]
     try:
-        run_training(make_config(tmp_path, {"schedule": {"length": 3}}), cpu)
+        train(make_config(tmp_path, {"schedule": {"length": 3}}), cpu)
     except FloatingPointError:
         assert fails
     written, log = capsys.readouterr(), (tmp_path / "log.txt").read_text()
@@ -217,7 +218,7 @@ def test_a_run_learns_by_equalized_focal_loss(learned):
 
 def test_a_run_learns_by_focal_loss(make_config, long_enough, cpu, tmp_path):
     config = make_config(tmp_path, {**long_enough, "loss": {"classification": {"name": "focal"}}})
-    run_training(config, cpu)
+    train(config, cpu)
     result = json.loads((tmp_path / "metrics.json").read_text())
     assert result["AP50"] > 85
     assert result["AP"] > 50
@@ -226,12 +227,12 @@ def test_a_run_learns_by_focal_loss(make_config, long_enough, cpu, tmp_path):
 def test_a_folder_that_holds_a_run_is_refused(make_config, cpu, learned, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in learned.rglob("*")}
     with pytest.raises(ConfigError, match=rf"{learned}: holds a run already; go on with it by --resume auto"):
-        run_training(make_config(learned), cpu)
+        train(make_config(learned), cpu)
     (tmp_path / "config.yaml").write_text("seed: 0")  # a run that was killed before its first checkpoint
     with pytest.raises(ConfigError, match="holds a run already"):
-        run_training(make_config(tmp_path), cpu)
+        train(make_config(tmp_path), cpu)
     with pytest.raises(ConfigError, match="holds a run already"):
-        run_training(make_config(tmp_path), cpu, resume=str(learned / "checkpoints" / "best.pt"))
+        train(make_config(tmp_path), cpu, resume=str(learned / "checkpoints" / "best.pt"))
     assert {path: path.stat().st_mtime_ns for path in learned.rglob("*")} == before
 
 
@@ -244,23 +245,23 @@ def test_a_run_killed_at_any_step_and_resumed_equals_the_uninterrupted_one(
     make_config, cpu, tmp_path, uninterrupted, variant, step
 ):
     config = make_config(tmp_path, VARIANTS[variant])
-    with killed_at(engine, "optimize", call=step):
-        run_training(config, cpu)
-    run_training(config, cpu, resume="auto")
+    with killed_at(loop, "optimize", call=step):
+        train(config, cpu)
+    train(config, cpu, resume="auto")
     assert_same_run(uninterrupted(variant), tmp_path)
 
 
 @pytest.mark.parametrize("variant", ["efl-fp16-bn-worker", "focal-ema-adamw-worker"])
 def test_so_it_does_with_workers_loss_scale_and_other_optimizers(make_config, cpu, tmp_path, uninterrupted, variant):
     config = make_config(tmp_path, VARIANTS[variant])
-    with killed_at(engine, "optimize", call=4):
-        run_training(config, cpu)
-    run_training(config, cpu, resume="auto")
+    with killed_at(loop, "optimize", call=4):
+        train(config, cpu)
+    train(config, cpu, resume="auto")
     assert_same_run(uninterrupted(variant), tmp_path)
 
 
 def test_workers_change_nothing(make_config, cpu, tmp_path, uninterrupted):
-    run_training(
+    train(
         make_config(tmp_path, {**VARIANTS["efl-ema"], "data": {**VARIANTS["efl-ema"]["data"], "workers": 2}}), cpu
     )
     assert records(tmp_path) == records(uninterrupted("efl-ema"))
@@ -269,7 +270,7 @@ def test_workers_change_nothing(make_config, cpu, tmp_path, uninterrupted):
 @pytest.mark.parametrize(
     ("owner", "name", "before"),
     [
-        (engine, "optimize", False),  # a step done, nothing recorded
+        (loop, "optimize", False),  # a step done, nothing recorded
         (run_folder, "save_checkpoint", True),
         (run_folder, "save_checkpoint", False),
         (run_folder, "prune", False),
@@ -285,8 +286,8 @@ def test_a_run_killed_between_the_files_that_it_writes_goes_on(
 ):
     config = make_config(tmp_path, VARIANTS["efl-ema"])
     with killed_at(owner, name, before=before):
-        run_training(config, cpu)
-    run_training(config, cpu, resume="auto")
+        train(config, cpu)
+    train(config, cpu, resume="auto")
     assert_same_run(uninterrupted("efl-ema"), tmp_path)
     assert load_checkpoint(tmp_path / "checkpoints" / "best.pt")["step"] == 6
 
@@ -294,10 +295,10 @@ def test_a_run_killed_between_the_files_that_it_writes_goes_on(
 def test_a_run_can_be_killed_again_and_again(make_config, cpu, tmp_path, uninterrupted):
     config = make_config(tmp_path, VARIANTS["efl-ema"])
     for _ in range(2):
-        with killed_at(engine, "optimize", call=4):
-            run_training(config, cpu, resume="auto")  # which also starts a run
-    run_training(config, cpu, resume="auto")
-    run_training(config, cpu, resume="auto")  # finished already: nothing to do
+        with killed_at(loop, "optimize", call=4):
+            train(config, cpu, resume="auto")  # which also starts a run
+    train(config, cpu, resume="auto")
+    train(config, cpu, resume="auto")  # finished already: nothing to do
     assert_same_run(uninterrupted("efl-ema"), tmp_path)
 
 
@@ -305,11 +306,11 @@ def test_a_process_killed_while_it_writes_a_checkpoint_goes_on(make_config, cpu,
     config = make_config(tmp_path, VARIANTS["focal"])
     script = (
         "import json, os, signal, sys, torch; from longshot.detector.checkpoint import file as checkpoint; from longshot.detector.config.schema import parse_config;"
-        "from longshot.detector.system.distributed import process_group; from longshot.detector.run.lifecycle import run_training;"
+        "from longshot.detector.system.distributed import process_group; from longshot.detector.run.loop import train;"
         "from pathlib import Path; config = parse_config(json.loads(sys.argv[1])); torch.set_num_threads(1);"
         "fsync, fourth = os.fsync, lambda: list(Path(config.output, 'checkpoints').glob('step_00000004.pt.*.tmp'));"
         "os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL) if fourth() else fsync(file)\n"
-        "with process_group('cpu') as process: run_training(config, process)"
+        "with process_group('cpu') as process: train(config, process)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, config.model_dump_json()], cwd=ROOT, capture_output=True, text=True, check=False
@@ -319,67 +320,67 @@ def test_a_process_killed_while_it_writes_a_checkpoint_goes_on(make_config, cpu,
     assert left[0] == "step_00000002.pt"
     assert left[1].startswith("step_00000004.pt.")
     assert left[1].endswith(".tmp")
-    run_training(config, cpu, resume="auto")
+    train(config, cpu, resume="auto")
     assert_same_run(uninterrupted("focal"), tmp_path)
     assert not list((tmp_path / "checkpoints").glob("*.tmp"))
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_one_before(make_config, cpu, tmp_path, uninterrupted, capsys):
     config = make_config(tmp_path, VARIANTS["efl-ema"])
-    with killed_at(engine, "optimize", call=6):
-        run_training(config, cpu)
+    with killed_at(loop, "optimize", call=6):
+        train(config, cpu)
     path = step_path(tmp_path / "checkpoints", 4)
     path.write_bytes(path.read_bytes()[:1000])
-    run_training(config, cpu, resume="auto")
+    train(config, cpu, resume="auto")
     assert f"warning: {path}: truncated: it ends after 1,000 bytes" in capsys.readouterr().out
     assert_same_run(uninterrupted("efl-ema"), tmp_path)
 
 
 def test_no_readable_checkpoint_at_all_is_an_error(make_config, cpu, tmp_path):
     config = make_config(tmp_path, {"schedule": {"length": 4}})
-    run_training(config, cpu)
+    train(config, cpu)
     for path in saved_steps(tmp_path / "checkpoints"):
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"checkpoints: none of its 2 checkpoints can be read"):
-        run_training(config, cpu, resume="auto")
+        train(config, cpu, resume="auto")
 
 
 def test_resuming_from_an_earlier_checkpoint_removes_what_came_later(make_config, cpu, tmp_path, uninterrupted):
     config = make_config(tmp_path, {**VARIANTS["focal"], "train": {"keep_checkpoints": 3}})
-    run_training(config, cpu)
+    train(config, cpu)
     second = step_path(tmp_path / "checkpoints", 2)
-    with killed_at(engine, "optimize", call=1):
-        run_training(config, cpu, resume=str(second))
+    with killed_at(loop, "optimize", call=1):
+        train(config, cpu, resume=str(second))
     assert list((tmp_path / "checkpoints").iterdir()) == [second]
     assert [record["step"] for record in records(tmp_path)] == [1, 2]
     log = (tmp_path / "log.txt").read_text()
     assert f"warning: removed {step_path(tmp_path / 'checkpoints', 6)}, since the run goes on from step 2" in log
-    run_training(config, cpu, resume="auto")
+    train(config, cpu, resume="auto")
     assert records(tmp_path) == records(uninterrupted("focal"))
 
 
 def test_a_checkpoint_of_another_folder_can_be_gone_on_from(make_config, cpu, tmp_path, uninterrupted):
-    with killed_at(engine, "optimize", call=5):
-        run_training(make_config(tmp_path / "first", VARIANTS["efl-ema"]), cpu)
+    with killed_at(loop, "optimize", call=5):
+        train(make_config(tmp_path / "first", VARIANTS["efl-ema"]), cpu)
     start = step_path(tmp_path / "first" / "checkpoints", 4)
-    run_training(make_config(tmp_path / "second", VARIANTS["efl-ema"]), cpu, resume=str(start))
+    train(make_config(tmp_path / "second", VARIANTS["efl-ema"]), cpu, resume=str(start))
     assert start.exists()
     whole = [record for record in records(uninterrupted("efl-ema")) if record["step"] > 4]
     assert records(tmp_path / "second") == whole
 
 
 def test_a_finished_run_can_be_made_longer_or_shorter(make_config, cpu, tmp_path):
-    run_training(make_config(tmp_path, {"schedule": {"length": 4}}), cpu)
-    run_training(make_config(tmp_path, {"schedule": {"length": 6}}), cpu, resume="auto")
+    train(make_config(tmp_path, {"schedule": {"length": 4}}), cpu)
+    train(make_config(tmp_path, {"schedule": {"length": 6}}), cpu, resume="auto")
     assert [r["step"] for r in records(tmp_path)] == [1, 2, 3, 4, 4, 5, 6, 6]
-    run_training(make_config(tmp_path, {"schedule": {"length": 3}}), cpu, resume="auto")
+    train(make_config(tmp_path, {"schedule": {"length": 3}}), cpu, resume="auto")
     assert [r["step"] for r in records(tmp_path)] == [1, 2, 3, 4, 4, 5, 6, 6]
 
 
 def test_a_run_that_turns_out_to_be_long_enough_is_evaluated(make_config, cpu, tmp_path):
-    with killed_at(engine, "optimize", call=5):
-        run_training(make_config(tmp_path), cpu)
-    run_training(make_config(tmp_path, {"schedule": {"length": 3}}), cpu, resume="auto")
+    with killed_at(loop, "optimize", call=5):
+        train(make_config(tmp_path), cpu)
+    train(make_config(tmp_path, {"schedule": {"length": 3}}), cpu, resume="auto")
     assert [(r["step"], r["kind"]) for r in records(tmp_path)][-1] == (4, "evaluation")
 
 
@@ -406,17 +407,17 @@ def test_a_run_starts_from_the_weights_of_a_run_with_another_loss(
     make_config, cpu, tmp_path, uninterrupted, monkeypatch, capsys, old, new, told
 ):
     checkpoint = step_path(uninterrupted(old) / "checkpoints", 6)
-    at_start, optimize = {}, engine.optimize
+    at_start, optimize = {}, loop.optimize
 
     def watched(run, *args, **options):
         if run.step == 0:
             at_start.update(deepcopy(run.state_dict()))
         return optimize(run, *args, **options)
 
-    monkeypatch.setattr(engine, "optimize", watched)
+    monkeypatch.setattr(loop, "optimize", watched)
     differences = {"init_from": str(checkpoint), "seed": 5, "loss": {"classification": {"name": new}}}
     capsys.readouterr()
-    run_training(make_config(tmp_path, {"model": VARIANTS[old].get("model", {}), **differences}), cpu)
+    train(make_config(tmp_path, {"model": VARIANTS[old].get("model", {}), **differences}), cpu)
     assert_same(dict(at_start["model"]), dict(network_weights(load_checkpoint(checkpoint))))
     assert not any(sums.any() for sums in at_start["criterion"].values())
     line = f"init_from {checkpoint}: {told}\n"
@@ -432,11 +433,11 @@ def test_such_a_run_is_resumed_without_the_file_that_it_started_from(make_config
     start = tmp_path / "start.pt"
     start.write_bytes(step_path(uninterrupted("focal") / "checkpoints", 6).read_bytes())
     differences = {**VARIANTS["efl-ema"], "init_from": str(start)}
-    run_training(make_config(tmp_path / "whole", differences), cpu)
-    with killed_at(engine, "optimize", call=4):
-        run_training(make_config(tmp_path / "killed", differences), cpu)
+    train(make_config(tmp_path / "whole", differences), cpu)
+    with killed_at(loop, "optimize", call=4):
+        train(make_config(tmp_path / "killed", differences), cpu)
     start.unlink()
-    run_training(make_config(tmp_path / "killed", differences), cpu, resume="auto")
+    train(make_config(tmp_path / "killed", differences), cpu, resume="auto")
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -454,7 +455,7 @@ def test_the_best_evaluation_keeps_its_checkpoint_whatever_is_pruned(make_config
             "eval": {"every": 2, "best_metric": "APr"},
         },
     )
-    run_training(config, cpu)
+    train(config, cpu)
     assert [(r["step"], r["APr"]) for r in records(tmp_path) if r["kind"] == "evaluation"] == [
         (2, 1.0), (4, 3.0), (6, None), (7, 2.0)
     ]  # fmt: skip
@@ -467,23 +468,23 @@ def test_the_best_evaluation_keeps_its_checkpoint_whatever_is_pruned(make_config
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_its_checkpoints(make_config, cpu, tmp_path, monkeypatch):
     config = make_config(tmp_path, VARIANTS["efl-ema"])
-    optimize = engine.optimize
+    optimize = loop.optimize
 
     def diverging(run, *args, **options):
         if run.step == 4:
             torch.nn.init.constant_(run.network.head.deltas.bias, float("nan"))
         return optimize(run, *args, **options)
 
-    monkeypatch.setattr(engine, "optimize", diverging)
+    monkeypatch.setattr(loop, "optimize", diverging)
     with pytest.raises(FloatingPointError, match=r"step 4: loss .*'box': nan"):
-        run_training(config, cpu)
+        train(config, cpu)
     assert saved_steps(tmp_path / "checkpoints") == [step_path(tmp_path / "checkpoints", s) for s in (2, 4)]
     assert [record["step"] for record in records(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_a_changed_configuration_is_told(make_config, cpu, tmp_path):
-    run_training(make_config(tmp_path, {"schedule": {"length": 2}}), cpu)
-    run_training(make_config(tmp_path, {"optimizer": {"weight_decay": 0.5}}), cpu, resume="auto")
+    train(make_config(tmp_path, {"schedule": {"length": 2}}), cpu)
+    train(make_config(tmp_path, {"optimizer": {"weight_decay": 0.5}}), cpu, resume="auto")
     log = (tmp_path / "log.txt").read_text()
     assert "warning: resumed with a changed configuration: optimizer.weight_decay: 0.0001 -> 0.5" in log
     assert "warning: resumed with a changed configuration: schedule.length: 2.0 -> 6.0" in log
@@ -510,22 +511,22 @@ def test_a_checkpoint_of_another_model_is_a_clear_error(make_config, cpu, tmp_pa
         CheckpointError,
         match=rf"--resume: the checkpoint is of another model, loss or optimizer \(init_from takes the weights alone\): .*{told}",
     ) as error:
-        run_training(make_config(tmp_path, differences), cpu, resume=str(learned_little))
+        train(make_config(tmp_path, differences), cpu, resume=str(learned_little))
     assert len(str(error.value)) < 1000
     assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_of_another_optimizer_is_refused_though_torch_would_take_it(make_config, cpu, tmp_path):
-    run_training(make_config(tmp_path, {"schedule": {"length": 2}, "optimizer": {"name": "adamw"}}), cpu)
+    train(make_config(tmp_path, {"schedule": {"length": 2}, "optimizer": {"name": "adamw"}}), cpu)
     with pytest.raises(CheckpointError, match=r"another model, loss or optimizer .*: optimizer.name: adamw -> sgd"):
-        run_training(make_config(tmp_path), cpu, resume="auto")
+        train(make_config(tmp_path), cpu, resume="auto")
 
 
 @pytest.fixture(scope="module")
 def learned_little(make_config, cpu, tmp_path_factory):
     """The checkpoint of step 2 of `values`."""
     folder = tmp_path_factory.mktemp("little")
-    run_training(make_config(folder, {"schedule": {"length": 2}}), cpu)
+    train(make_config(folder, {"schedule": {"length": 2}}), cpu)
     return step_path(folder / "checkpoints", 2)
 
 
@@ -536,25 +537,25 @@ def test_a_checkpoint_with_other_classes_names_them(make_config, cpu, tmp_path, 
             category["name"] = {"yellow disc": "sun"}.get(category["name"], category["name"])
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     other = {name: {"annotations": str(tmp_path / f"{name}.json")} for name in ("train", "val")}
-    with pytest.raises(ConfigError, match=r"1 differ: id 12: 'sun' here, 'yellow disc' there"):
-        run_training(make_config(tmp_path / "run", {"data": other}), cpu, resume=str(learned_little))
+    with pytest.raises(DataError, match=r"1 differ: id 12: 'sun' here, 'yellow disc' there"):
+        train(make_config(tmp_path / "run", {"data": other}), cpu, resume=str(learned_little))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_file_that_is_no_checkpoint_of_a_run_is_told(make_config, cpu, tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "weights.pt")
     with pytest.raises(CheckpointError, match=r"found format None, expected 'longshot 1'.* set init_from"):
-        run_training(make_config(tmp_path / "run"), cpu, resume=str(tmp_path / "weights.pt"))
+        train(make_config(tmp_path / "run"), cpu, resume=str(tmp_path / "weights.pt"))
     with pytest.raises(CheckpointError, match=r"nothing.pt: no such checkpoint"):
-        run_training(make_config(tmp_path / "run"), cpu, resume=str(tmp_path / "nothing.pt"))
+        train(make_config(tmp_path / "run"), cpu, resume=str(tmp_path / "nothing.pt"))
 
 
 def test_batch_norm_over_several_passes_is_warned_of(make_config, cpu, tmp_path):
     different = {"schedule": {"length": 1}, "model": {"backbone": {"norm": "bn"}}}
-    run_training(make_config(tmp_path / "a", {**different, "train": {"images_per_pass": 2}}), cpu)
+    train(make_config(tmp_path / "a", {**different, "train": {"images_per_pass": 2}}), cpu)
     assert (
         "warning: model.backbone.norm bn takes its statistics from 2 images at a time"
         in (tmp_path / "a/log.txt").read_text()
     )
-    run_training(make_config(tmp_path / "b", different), cpu)
+    train(make_config(tmp_path / "b", different), cpu)
     assert "takes its statistics" not in (tmp_path / "b/log.txt").read_text()

@@ -8,7 +8,7 @@ import torch
 from longshot.datasets import DataError
 from longshot.detector.build_data import build_data
 from longshot.detector.checkpoint.file import load_checkpoint
-from longshot.detector.run.lifecycle import run_training
+from longshot.detector.run.loop import train
 
 PROCESS = """
 import json, sys
@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from longshot.detector.config.schema import parse_config
 from longshot.detector.system.distributed import process_group
-from longshot.detector.run.lifecycle import run_training
+from longshot.detector.run.loop import train
 
 torch.set_num_threads(1)
 with process_group("cpu") as process:
-    run_training(parse_config(json.loads(Path(sys.argv[1]).read_text())), process)
+    train(parse_config(json.loads(Path(sys.argv[1]).read_text())), process)
 """
 
 
@@ -50,7 +50,7 @@ def sick_config(shapes, make_config, tmp_path_factory):
 def replaced(sick_config, cpu, tmp_path_factory):
     """The folder of a run that has shown others."""
     folder = tmp_path_factory.mktemp("runs") / "replaced"
-    assert run_training(sick_config(folder), cpu)
+    assert train(sick_config(folder), cpu)
     return folder
 
 
@@ -75,9 +75,9 @@ def test_an_image_that_vanished_is_replaced_told_of_once_and_counted(replaced):
 
 def test_a_resumed_run_goes_on_counting(replaced, sick_config, cpu, tmp_path):
     folder = tmp_path / "resumed"
-    run_training(sick_config(folder, schedule={"length": 12}, train={"batch_size": 4, "checkpoint_every": 6}), cpu)
+    train(sick_config(folder, schedule={"length": 12}, train={"batch_size": 4, "checkpoint_every": 6}), cpu)
     (folder / "checkpoints" / "step_00000012.pt").unlink()
-    run_training(sick_config(folder), cpu, resume="auto")
+    train(sick_config(folder), cpu, resume="auto")
     for name in ("model", "unreadable"):
         ours, theirs = (load_checkpoint(f / "checkpoints" / "step_00000012.pt")[name] for f in (folder, replaced))
         if name == "model":
@@ -106,7 +106,7 @@ def test_two_processes_replace_and_count_as_one(replaced, sick_config, run_proce
 
 def test_by_default_a_run_does_not_begin_without_all_images(sick_config, cpu, tmp_path):
     with pytest.raises(DataError, match=r"1 of the 24 images looked at are missing, for example train_5\.png"):
-        run_training(sick_config(tmp_path / "run", data={"on_unreadable": "stop"}), cpu)
+        train(sick_config(tmp_path / "run", data={"on_unreadable": "stop"}), cpu)
 
 
 def test_by_default_an_image_that_vanishes_later_stops_the_run(make_config, shapes, cpu, tmp_path, monkeypatch):
@@ -114,4 +114,4 @@ def test_by_default_an_image_that_vanishes_later_stops_the_run(make_config, shap
     monkeypatch.setattr("longshot.detector.run.lifecycle.build_data", lambda *_: data)
     data.train.images = tmp_path  # where there is none
     with pytest.raises(DataError, match=r"train_\d+\.png: no such image \(image \d+ of .*data\.on_unreadable=replace"):
-        run_training(make_config(tmp_path / "run"), cpu)
+        train(make_config(tmp_path / "run"), cpu)

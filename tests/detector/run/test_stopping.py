@@ -12,13 +12,13 @@ from longshot.detector.checkpoint import file as checkpoint
 from longshot.detector.checkpoint.folder import saved_steps, step_path
 from longshot.detector.errors import CheckpointError, ConfigError, readable_errors
 from longshot.detector.run import folder as run_folder
+from longshot.detector.run import loop
 from longshot.detector.run import resume as resuming
-from longshot.detector.run.folder import Saver
-from longshot.detector.run.lifecycle import run_training
+from longshot.detector.run.lifecycle import Session
+from longshot.detector.run.loop import train
 from longshot.detector.run.preemption import SIGNALS, stop_on_signals
 from longshot.detector.run.resume import what_to_resume
 from longshot.detector.system.files import write_text
-from longshot.detector.training import step as engine
 from longshot.detector.training.state import StopRequest
 from longshot.tools.checks.soak import compare
 
@@ -30,14 +30,14 @@ def asked_in(monkeypatch):
     """(step, signal): this process gets the signal while it is in that step."""
 
     def ask(step, number=signal.SIGTERM):
-        optimize = engine.optimize
+        optimize = loop.optimize
 
         def asked(run, *args, **options):
             if run.step + 1 == step:
                 os.kill(os.getpid(), number)
             return optimize(run, *args, **options)
 
-        monkeypatch.setattr(engine, "optimize", asked)
+        monkeypatch.setattr(loop, "optimize", asked)
 
     return ask
 
@@ -74,17 +74,17 @@ def steps(folder):
 def test_a_run_that_is_asked_to_stop_saves_and_the_same_call_goes_on(
     make_config, cpu, tmp_path, asked_in, monkeypatch, number, step
 ):
-    assert run_training(make_config(tmp_path / "whole", EFL_EMA), cpu) is True
+    assert train(make_config(tmp_path / "whole", EFL_EMA), cpu) is True
     config = make_config(tmp_path / "run", EFL_EMA)
     with monkeypatch.context():
         asked_in(step, number)
-        assert run_training(config, cpu) is False
+        assert train(config, cpu) is False
     marker = json.loads((tmp_path / "run" / "preempted.json").read_text())
     assert (marker["step"], marker["signal"]) == (step, number.name)
     assert steps(tmp_path / "run") == [2, 3] if step == 3 else [4, 6]
     assert not (tmp_path / "run" / "metrics.json").exists(), "evaluating may take longer than there is time"
     monkeypatch.undo()
-    assert run_training(config, cpu) is True
+    assert train(config, cpu) is True
     assert not (tmp_path / "run" / "preempted.json").exists()
     assert not differences(tmp_path / "run", tmp_path / "whole")
 
@@ -92,10 +92,10 @@ def test_a_run_that_is_asked_to_stop_saves_and_the_same_call_goes_on(
 def test_a_second_signal_does_not_come_between_the_checkpoint_and_the_marker(
     make_config, cpu, tmp_path, asked_in, monkeypatch
 ):
-    finish = Saver.finish
+    finish = Session.finish
 
-    def signalled(save):
-        finish(save)
+    def signalled(session):
+        finish(session)
         os.kill(os.getpid(), signal.SIGUSR1)
 
     def marked(*args):
@@ -103,10 +103,10 @@ def test_a_second_signal_does_not_come_between_the_checkpoint_and_the_marker(
         mark(*args)
 
     mark = resuming.mark_stopped
-    monkeypatch.setattr(Saver, "finish", signalled)
+    monkeypatch.setattr(Session, "finish", signalled)
     monkeypatch.setattr(resuming, "mark_stopped", marked)
     asked_in(3)
-    assert run_training(make_config(tmp_path), cpu) is False
+    assert train(make_config(tmp_path), cpu) is False
     assert json.loads((tmp_path / "preempted.json").read_text())["step"] == 3
 
 
@@ -123,7 +123,7 @@ def test_signals_end_the_process_as_before_when_the_run_is_over():
 def test_processes_that_read_images_outlive_the_signal_that_a_batch_system_sends_to_all(
     make_config, cpu, tmp_path, monkeypatch, number
 ):
-    optimize, hit = engine.optimize, []
+    optimize, hit = loop.optimize, []
 
     def signalled(run, *args, **options):
         if run.step == 1:
@@ -132,21 +132,21 @@ def test_processes_that_read_images_outlive_the_signal_that_a_batch_system_sends
                 os.kill(child.pid, number)
         return optimize(run, *args, **options)
 
-    monkeypatch.setattr(engine, "optimize", signalled)
-    assert run_training(make_config(tmp_path, {"data": {"workers": 1}}), cpu)
+    monkeypatch.setattr(loop, "optimize", signalled)
+    assert train(make_config(tmp_path, {"data": {"workers": 1}}), cpu)
     assert hit
     assert not any(child.is_alive() for child in hit)
 
 
 def test_another_configuration_does_not_go_on_unasked(make_config, cpu, tmp_path, asked_in, monkeypatch):
     asked_in(1)
-    run_training(make_config(tmp_path), cpu)
+    train(make_config(tmp_path), cpu)
     monkeypatch.undo()
     different = make_config(tmp_path, {"optimizer": {"lr": 0.5}})
     with pytest.raises(ConfigError, match=r"holds a run already.*asked to stop.*: optimizer.lr: 0.02 -> 0.5"):
-        run_training(different, cpu)
+        train(different, cpu)
     assert (tmp_path / "preempted.json").exists()
-    assert run_training(different, cpu, "auto")
+    assert train(different, cpu, "auto")
 
 
 def test_a_torchrun_job_that_was_killed_while_it_wrote_down_its_configuration_starts_again(
@@ -167,7 +167,7 @@ def test_a_torchrun_job_that_was_killed_while_it_wrote_down_its_configuration_st
         with monkeypatch.context() as patch:
             patch.setattr(run_folder, "write_text", killed)
             with pytest.raises(KeyboardInterrupt):
-                run_training(make_config(folder), cpu)
+                train(make_config(folder), cpu)
         assert folder.exists()
         assert what_to_resume(folder, None, make_config(folder), "job 7") in (None, "auto")
 
@@ -213,32 +213,32 @@ def test_runs_without_a_job_are_not_the_same_job(make_config, tmp_path):
 
 def test_a_second_run_in_a_folder_is_refused_while_the_first_lives(make_config, cpu, tmp_path, monkeypatch):
     config, refused = make_config(tmp_path), []
-    optimize = engine.optimize
+    optimize = loop.optimize
 
     def twice(run, *args, **options):
         if run.step == 3:
             with pytest.raises(ConfigError, match=r"held by another run: process .* is alive") as error:
-                run_training(config, cpu, "auto")
+                train(config, cpu, "auto")
             refused.append(error)
         return optimize(run, *args, **options)
 
-    monkeypatch.setattr(engine, "optimize", twice)
-    run_training(config, cpu)
+    monkeypatch.setattr(loop, "optimize", twice)
+    train(config, cpu)
     assert len(refused) == 1
     assert not list(tmp_path.glob("lease*"))
 
 
 def test_a_run_that_was_taken_over_stops_and_writes_nothing(make_config, cpu, tmp_path, monkeypatch):
-    optimize = engine.optimize
+    optimize = loop.optimize
 
     def taken(run, *args, **options):
         if run.step == 2:
             (tmp_path / "lease_00000002.json").write_text("{}")
         return optimize(run, *args, **options)
 
-    monkeypatch.setattr(engine, "optimize", taken)
+    monkeypatch.setattr(loop, "optimize", taken)
     with pytest.raises(ConfigError, match="its lease is gone; this process writes nothing more and stops"):
-        run_training(make_config(tmp_path), cpu)
+        train(make_config(tmp_path), cpu)
     assert steps(tmp_path) == [2]
 
 
@@ -247,7 +247,7 @@ def test_a_run_that_was_taken_over_stops_and_writes_nothing(make_config, cpu, tm
 
 def test_training_goes_on_when_a_checkpoint_cannot_be_written(make_config, cpu, tmp_path, broken_disk):
     broken_disk(step_4=1)
-    assert run_training(make_config(tmp_path), cpu)
+    assert train(make_config(tmp_path), cpu)
     assert steps(tmp_path) == [2, 6]
     told = "warning: no checkpoint of step 4: "
     assert (tmp_path / "log.txt").read_text().count(told) == 1
@@ -263,7 +263,7 @@ def test_training_goes_on_when_an_older_checkpoint_cannot_be_removed(make_config
         unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", fail)
-    assert run_training(make_config(tmp_path, {"train": {"keep_checkpoints": 1}}), cpu)
+    assert train(make_config(tmp_path, {"train": {"keep_checkpoints": 1}}), cpu)
     assert steps(tmp_path) == [6], "the next one removes what has stayed"
     log = (tmp_path / "log.txt").read_text()
     assert "step_00000002.pt: cannot be removed: Permission denied; older checkpoints stay" in log
@@ -272,7 +272,7 @@ def test_training_goes_on_when_an_older_checkpoint_cannot_be_removed(make_config
 
 def test_the_last_checkpoint_is_tried_again_when_all_else_is_done(make_config, cpu, tmp_path, broken_disk):
     broken_disk(step_6=1)
-    assert run_training(make_config(tmp_path), cpu)
+    assert train(make_config(tmp_path), cpu)
     assert steps(tmp_path) == [4, 6]
     assert json.loads((tmp_path / "metrics.json").read_text())["step"] == 6
 
@@ -282,10 +282,10 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_fails_and_can_be_gone_on_
 ):
     broken_disk(step_6=2)
     with pytest.raises(CheckpointError, match=r"step_00000006.pt: cannot be written: No space left on device"):
-        run_training(make_config(tmp_path), cpu)
+        train(make_config(tmp_path), cpu)
     assert steps(tmp_path) == [2, 4]
     monkeypatch.undo()
-    assert run_training(make_config(tmp_path), cpu, "auto")
+    assert train(make_config(tmp_path), cpu, "auto")
     assert steps(tmp_path) == [4, 6]
 
 
@@ -295,7 +295,7 @@ def test_a_run_that_is_asked_to_stop_and_cannot_save_does_not_claim_to_have(
     broken_disk(step_3=2)
     asked_in(3)
     with pytest.raises(CheckpointError, match="No space left"):
-        run_training(make_config(tmp_path), cpu)
+        train(make_config(tmp_path), cpu)
     assert not (tmp_path / "preempted.json").exists()
     assert steps(tmp_path) == [2]
 
@@ -305,12 +305,12 @@ def test_a_run_that_is_asked_to_stop_and_cannot_save_does_not_claim_to_have(
 def test_a_disk_that_is_full_from_the_start_is_told_in_a_line(make_config, cpu, tmp_path, name):
     (tmp_path / f"{name}.{os.getpid()}.tmp").symlink_to("/dev/full")
     with pytest.raises(SystemExit, match=f"^error: {tmp_path / name}: No space left on device$"), readable_errors():
-        run_training(make_config(tmp_path), cpu)
+        train(make_config(tmp_path), cpu)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
 def test_logs_that_cannot_be_written_are_told_and_stop_nothing(make_config, cpu, tmp_path, capsys):
     (tmp_path / "log.txt").symlink_to("/dev/full")
-    assert run_training(make_config(tmp_path), cpu)
+    assert train(make_config(tmp_path), cpu)
     assert f"warning: {tmp_path}" in capsys.readouterr().out
     assert steps(tmp_path) == [4, 6]

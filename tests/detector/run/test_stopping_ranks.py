@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from longshot.detector.config.schema import parse_config
 from longshot.detector.system.distributed import process_group
-from longshot.detector.run.lifecycle import run_training
-from longshot.detector.training import step as engine
-from longshot.detector.training.nonfinite import NonFiniteStep
+from longshot.detector.run.loop import train
+from longshot.detector.run import loop
+from longshot.detector.training.step import NonFiniteStep
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
-optimize, ends = engine.optimize, {}
+optimize, ends = loop.optimize, {}
 
 def spoil(tensor):
     spoiled = tensor.clone()
@@ -107,8 +107,8 @@ with process_group("cpu") as process:
                 for remove in undo:
                     remove()
 
-        engine.optimize = eventful
-        complete = run_training(parse_config(values), process)
+        loop.optimize = eventful
+        complete = train(parse_config(values), process)
         told += [complete, digest(ends[number])]
         (folder / f"job_{number}_of_{process.rank}.json").write_text(json.dumps(told))
 """

@@ -17,7 +17,7 @@ from longshot.detector.checkpoint.folder import step_path
 from longshot.detector.config.schema import parse_config
 from longshot.detector.errors import ConfigError
 from longshot.detector.inference import load_model
-from longshot.detector.run.lifecycle import run_training
+from longshot.detector.run.loop import train
 from longshot.detector.system import distributed
 from longshot.detector.system.distributed import columns_of_others, from_rank_zero, process_group
 
@@ -33,7 +33,7 @@ def run_rank(folder):
         (folder / f"process_{process.rank}.json").write_text(json.dumps(told))
         for values, checkpoint in json.loads((folder / "jobs.json").read_text()):
             try:
-                run_training(parse_config(values), process, checkpoint)
+                train(parse_config(values), process, checkpoint)
             except (FloatingPointError, ConfigError) as error:
                 with open(folder / f"errors_{process.rank}.jsonl", "a") as file:
                     print(json.dumps([type(error).__name__, str(error)]), file=file)
@@ -108,7 +108,7 @@ def vector(weights):
 
 def test_two_processes_train_as_one(two_processes, sparse_config, cpu, tmp_path):
     config = sparse_config(tmp_path)
-    run_training(config, cpu)
+    train(config, cpu)
     ours, theirs = records(tmp_path), records(two_processes / "sparse")
     assert len(theirs) == 6
     for a, b in zip(ours, theirs, strict=True):
@@ -153,7 +153,7 @@ def test_evaluation_on_two_processes_equals_one_bit_for_bit(two_processes, learn
 def test_statistics_of_batch_norm_are_the_same_on_all_ranks_when_evaluating(two_processes, make_config, cpu, tmp_path):
     # What two processes measured is what their checkpoint scores in one.
     config = make_config(tmp_path, {"model": {"backbone": {"norm": "bn"}}})
-    run_training(config, cpu, resume=str(step_path(two_processes / "bn" / "checkpoints", 6)))
+    train(config, cpu, resume=str(step_path(two_processes / "bn" / "checkpoints", 6)))
     ours, theirs = ((folder / "metrics.json").read_text() for folder in (tmp_path, two_processes / "bn"))
     assert ours == theirs
 

@@ -10,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from longshot.detector.checkpoint.file import load_checkpoint
 from longshot.detector.checkpoint.folder import step_path
-from longshot.detector.run.lifecycle import run_training
+from longshot.detector.run.loop import train
 
 K = 4
 PRIOR = 0.3  # high enough for negatives to outweigh positives: g lies below 1, and differs from class to class
@@ -147,7 +147,7 @@ def test_a_compiled_run_comes_to_the_same_g_and_weights(make_config, cpu, tmp_pa
         differences = {
             "model": {"head": {"prior": PRIOR}}, "loss": SMOOTH, "schedule": {"length": 2}, "train": {"compile": wanted}
         }  # fmt: skip
-        run_training(make_config(tmp_path / str(wanted), differences), cpu)
+        train(make_config(tmp_path / str(wanted), differences), cpu)
         assert len(compiled) == wanted
         states.append(load_checkpoint(step_path(tmp_path / str(wanted) / "checkpoints", 2)))
     plain, other = (state["criterion"] for state in states)

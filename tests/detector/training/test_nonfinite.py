@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from longshot.detector.checkpoint.file import load_checkpoint
-from longshot.detector.run.lifecycle import run_training
-from longshot.detector.training import step as engine
-from longshot.detector.training.nonfinite import MOST_IN_A_ROW, MOST_WRITTEN, NonFiniteStep
+from longshot.detector.run import loop
+from longshot.detector.run.folder import MOST_WRITTEN
+from longshot.detector.run.loop import train
+from longshot.detector.training.step import MOST_IN_A_ROW, NonFiniteStep
 
 # All that a step can move: BatchNorm's statistics, EFL's sums, momentum, the average; and all kinds of losses.
 EVERYTHING = {
@@ -174,7 +175,7 @@ def test_a_loss_scale_that_is_not_finite_is_refused(start, steps, value):
 
 
 def test_a_sick_state_is_not_saved_and_good_checkpoints_stay(make_config, cpu, tmp_path, monkeypatch):
-    optimize = engine.optimize
+    optimize = loop.optimize
 
     def spoiled(run, *args, **options):
         numbers = optimize(run, *args, **options)
@@ -182,9 +183,9 @@ def test_a_sick_state_is_not_saved_and_good_checkpoints_stay(make_config, cpu, t
             run.ema.module.head.deltas.weight.data[0] = math.nan
         return numbers
 
-    monkeypatch.setattr(engine, "optimize", spoiled)
+    monkeypatch.setattr(loop, "optimize", spoiled)
     with pytest.raises(NonFiniteStep, match=r"^step 4: .*norm of the state nan"):
-        run_training(make_config(tmp_path, {"train": {"ema_decay": 0.9}}), cpu)
+        train(make_config(tmp_path, {"train": {"ema_decay": 0.9}}), cpu)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002.pt"]
     assert "step_00000004.pt: not written, since weights or state are not finite" in (tmp_path / "log.txt").read_text()
 
@@ -194,7 +195,7 @@ def sick_in(monkeypatch):
     """(steps): the loss of these steps is not finite."""
 
     def make(*sick):
-        optimize = engine.optimize
+        optimize = loop.optimize
 
         def spoiled(run, *args, **options):
             with monkeypatch.context() as patch:
@@ -202,7 +203,7 @@ def sick_in(monkeypatch):
                     let_in(run, "logits", math.nan, patch)
                 return optimize(run, *args, **options)
 
-        monkeypatch.setattr(engine, "optimize", spoiled)
+        monkeypatch.setattr(loop, "optimize", spoiled)
 
     return make
 
@@ -212,7 +213,7 @@ SKIP = {"train": {"on_nonfinite": "skip", "ema_decay": 0.9}}
 
 def test_a_sick_step_is_left_out_and_counted(make_config, cpu, tmp_path, sick_in):
     sick_in(2, 3)
-    assert run_training(make_config(tmp_path, SKIP), cpu)
+    assert train(make_config(tmp_path, SKIP), cpu)
     last = load_checkpoint(tmp_path / "checkpoints" / "step_00000006.pt")
     assert last["skipped"] == [2, 0]
     assert last["ema"]["n_averaged"] == 4
@@ -231,10 +232,10 @@ def test_the_batch_and_the_state_are_kept_and_show_the_same_again(
     sick_in(2)
     config = make_config(tmp_path, differences)
     if differences:
-        run_training(config, cpu)
+        train(config, cpu)
     else:
         with pytest.raises(NonFiniteStep, match=r"train.on_nonfinite=skip leaves such steps out"):
-            run_training(config, cpu)
+            train(config, cpu)
     (path,) = (tmp_path / "nonfinite").iterdir()
     assert path.name == "step_00000002_process_0.pt"
     kept = load_checkpoint(path)
@@ -255,7 +256,7 @@ def test_too_many_sick_steps_in_a_row_end_the_run(make_config, cpu, tmp_path, si
     sick_in(0, *range(2, 30))
     config = make_config(tmp_path, {**SKIP, "schedule": {"length": 30}})
     with pytest.raises(NonFiniteStep, match=f"^step {2 + MOST_IN_A_ROW}: "):
-        run_training(config, cpu)
+        train(config, cpu)
     assert len(list((tmp_path / "nonfinite").iterdir())) == MOST_WRITTEN
     last = load_checkpoint(sorted((tmp_path / "checkpoints").glob("step_*"))[-1])
     assert last["skipped"] == [1 + MOST_IN_A_ROW, MOST_IN_A_ROW]
@@ -263,8 +264,8 @@ def test_too_many_sick_steps_in_a_row_end_the_run(make_config, cpu, tmp_path, si
 
 def test_a_resumed_run_goes_on_counting(make_config, cpu, tmp_path, sick_in):
     sick_in(1, 2)
-    run_training(make_config(tmp_path, {**SKIP, "schedule": {"length": 3}}), cpu)
-    run_training(make_config(tmp_path, {**SKIP, "schedule": {"length": 4}}), cpu, "auto")
+    train(make_config(tmp_path, {**SKIP, "schedule": {"length": 3}}), cpu)
+    train(make_config(tmp_path, {**SKIP, "schedule": {"length": 4}}), cpu, "auto")
     assert load_checkpoint(tmp_path / "checkpoints" / "step_00000004.pt")["skipped"] == [2, 0]
 
 

@@ -8,9 +8,6 @@ from torch.amp import GradScaler
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from longshot.detector.model.backbone import resnet
-from longshot.detector.run.log import RunLog
-from longshot.detector.run.loop import is_due, train
-from longshot.detector.training.state import StopRequest
 from longshot.losses import EqualizedFocalLoss
 
 FP32 = {"images_per_pass": 4, "precision": "fp32", "clip_norm": None}
@@ -293,34 +290,3 @@ def test_averaging_and_loss_scaling_can_begin_and_end_on_the_way(start, steps):
     assert_same(mixed.network.state_dict(), mixed.evaluated_network.state_dict())  # the first average is the weights
     plain.load_state_dict(mixed.state_dict())
     steps(plain, batches[2:3])
-
-
-def test_what_is_evaluated_is_saved_first_and_the_end_always_is(start, cpu, tmp_path):
-    run, batches = start()
-    log = RunLog(tmp_path, step=0, frequencies=["f"] * 4, log_every=1, enabled=False)
-    events, rates = [], []
-
-    def evaluate():
-        events.append(f"evaluate {run.step}")
-        run.network.eval()
-
-    def learning_rate(step):
-        assert run.network.training
-        rates.append(step)
-        return 0.25 * step
-
-    train(
-        run, [*batches, *batches[:3]], cpu, **FP32, compiled=False, total_steps=7, learning_rate=learning_rate, log=log,
-        save=lambda: events.append(f"save {run.step}"), evaluate=evaluate, save_every=2, evaluate_every=3,
-        stop=StopRequest(),
-    )  # fmt: skip
-    assert ", ".join(events) == ("save 2, save 3, evaluate 3, save 4, save 6, evaluate 6, save 7, evaluate 7")
-    assert rates == list(range(7))
-    assert {group["lr"] for group in run.optimizer.param_groups} == {0.25 * 6}
-
-
-def test_the_last_of_evenly_spread_evaluations_is_that_of_the_end():
-    # 24 epochs of 277.375 steps, rounded to 6,657 steps; every six epochs.
-    assert [step for step in range(1, 6658) if is_due(step, 6 * 277.375)] == [1665, 3329, 4993, 6657]
-    assert [step for step in range(1, 8) if is_due(step, 2)] == [2, 4, 6]
-    assert not is_due(4, None)
