@@ -1,9 +1,15 @@
 """The order of what the training loop does."""
 
+import json
+from pathlib import Path
+
 import pytest
+import yaml
 
 from longshot.detector.build import Schedule
-from longshot.detector.run import loop
+from longshot.detector.errors import ConfigError
+from longshot.detector.inference import load_model, predict
+from longshot.detector.run import loop, train_detector
 from longshot.detector.run.lifecycle import Session
 
 
@@ -55,3 +61,20 @@ def test_the_last_of_evenly_spread_evaluations_is_that_of_the_end():
     assert due(6657, 6 * 277.375) == [1665, 3329, 4993, 6657]
     assert due(7, 2) == [2, 4, 6, 7]
     assert due(4, None) == [4]
+
+
+def test_training_is_a_call_from_python_too(values, tmp_path):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({key: value for key, value in values.items() if key != "output"}))
+    folder = train_detector(tmp_path / "mine.yaml", [f"output={tmp_path / 'run'}", "schedule.length=2"])
+    assert folder == tmp_path / "run"
+    assert json.loads((folder / "metrics.json").read_text())["step"] == 2
+    image = next(Path(values["data"]["val"]["images"]).glob("val_*.png"))
+    (found,) = predict(load_model(folder / "checkpoints" / "best.pt"), [image])
+    assert found.boxes.shape[1] == 4
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train_detector(tmp_path / "mine.yaml", [f"output={folder}"])
+
+
+def test_a_configuration_that_is_read_already_takes_no_overrides(make_config, tmp_path):
+    with pytest.raises(TypeError, match="change the Config itself"):
+        train_detector(make_config(tmp_path), ["seed=1"])

@@ -1,0 +1,45 @@
+"""How much a reader of the training path has to read: traced, not estimated."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from longshot.tools.checks.reading_path import quickstart_arguments, table, trace_training
+
+README = Path(__file__).parents[1] / "README.md"
+MOST_FILES, MOST_LINES = 45, 2500
+MOST_FRAMES = 4  # of ours from main to the forward pass of the network, main included
+MOST_PARAMETERS = 8
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+    return trace_training(quickstart_arguments(tmp_path_factory.mktemp("traced")))
+
+
+def test_the_way_to_the_first_step_can_be_read(traced):
+    files, above = traced
+    assert len(files) <= MOST_FILES, table(files, above)
+    assert sum(file.lines_ran for file in files) <= MOST_LINES, table(files, above)
+
+
+def test_few_frames_stand_between_main_and_the_forward_pass(traced):
+    _, above = traced
+    assert above[0] == "main"
+    assert above[-1] in ("optimize", "_backward")
+    assert len(above) <= MOST_FRAMES, above
+
+
+def test_no_function_on_the_way_has_many_parameters(traced):
+    files, above = traced
+    assert max(file.most_parameters for file in files) <= MOST_PARAMETERS, [
+        (file.name, file.most_parameters) for file in files if file.most_parameters > MOST_PARAMETERS
+    ]
+
+
+def test_the_readme_quotes_the_figures(traced):
+    files, _ = traced
+    found = re.search(r"(\d+) files, ([\d,]+) lines of functions", README.read_text(encoding="utf-8"))
+    assert found, "the section Reading order quotes what `python -m longshot.tools.checks.reading_path` prints"
+    assert (int(found[1]), int(found[2].replace(",", ""))) == (len(files), sum(file.lines_ran for file in files))
