@@ -3,7 +3,7 @@
 from .binary_focal import BinaryFocalLoss, binary_focal_loss
 from .box import GIoULoss, L1Loss, SmoothL1Loss, giou_loss, l1_loss, smooth_l1_loss
 from .class_weighted import ClassWeightedFocalLoss, class_weighted_focal_loss, class_weights
-from .dense import DenseLoss
+from .dense import BACKGROUND, IGNORE, DenseLoss
 from .distribution_focal import distribution_focal_loss, expected_value
 from .equalization import EqualizationLoss, EqualizationLossV2, equalization_loss, equalization_loss_v2
 from .equalized_focal import (
@@ -15,7 +15,6 @@ from .equalized_focal import (
 from .focal import CrossEntropyLoss, FocalLoss, sigmoid_cross_entropy_loss, sigmoid_focal_loss
 from .focusing import adaptive_gamma, equal_gradient_gamma, flsd_gamma
 from .gradient_collection import GradientGuidedLoss
-from .labels import BACKGROUND, IGNORE
 from .quality_focal import QualityFocalLoss, quality_focal_loss
 from .seesaw import SeesawLoss, seesaw_loss
 from .softmax_focal import InverseFocalLoss, SoftmaxFocalLoss, inverse_focal_loss, softmax_focal_loss

@@ -56,10 +56,10 @@ def class_weighted_focal_loss(
     rows have weight 1.
 
     Args:
-        logits: (..., K), any float type; half types are computed in float32. Finite results for any finite logit.
+        logits: (..., K), any float type. Finite results for any finite logit.
         labels: (...,) int64 in [0, K), or BACKGROUND, or IGNORE (contributes nothing).
         class_weight: (K,) at least 0, on the device of the logits, see `class_weights`; a constant in backward.
-        alpha: weight of the positive class, in (0, 1); negatives get 1 - alpha. None: weight 1 for both.
+        alpha: weight of positives, see `sigmoid_focal_loss`.
         gamma: focusing exponent, at least 0.
 
     Returns:
@@ -87,7 +87,7 @@ class ClassWeightedFocalLoss(DenseLoss):
         num_images: number of training images; nothing but a bound of the counts, as the weights are relative.
         weighting: what the weight of a class follows from, see `class_weights`.
         beta: effective_number alone, in [0, 1): 0 gives equal weights, and towards 1 they approach inverse_frequency.
-        alpha: weight of the positive class, in (0, 1); negatives get 1 - alpha. None: weight 1 for both.
+        alpha: weight of positives, see `sigmoid_focal_loss`.
         gamma: focusing exponent, at least 0.
         weight: factor of the whole loss, above 0.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from .class_weighted import checked_counts
 from .dense import DenseLoss, alpha_weights, check_focal_options
 from .gradient_collection import GradientGuidedLoss
-from .kernel import focal_sum
+from .kernel import GradientHook, focal_sum
 
 
 def equalization_loss(logits: Tensor, labels: Tensor, *, rare: Tensor, alpha: float | None, gamma: float) -> Tensor:
@@ -19,10 +19,10 @@ def equalization_loss(logits: Tensor, labels: Tensor, *, rare: Tensor, alpha: fl
     class. With alpha None and gamma 0 this is that loss; else cross entropy, -log p_t,j, is replaced by focal loss.
 
     Args:
-        logits: (..., K), any float type; half types are computed in float32. Finite results for any finite logit.
+        logits: (..., K), any float type. Finite results for any finite logit.
         labels: (...,) int64 in [0, K), or BACKGROUND, or IGNORE (contributes nothing).
         rare: (K,) bool, on the device of the logits.
-        alpha: weight of the positive class, in (0, 1); negatives get 1 - alpha. None: weight 1 for both.
+        alpha: weight of positives, see `sigmoid_focal_loss`.
         gamma: focusing exponent, at least 0.
 
     Returns:
@@ -46,7 +46,7 @@ def equalization_loss_v2(
     slope: float,
     threshold: float,
     boost: float,
-    collected: Tensor | None = None,
+    gradient_hook: GradientHook | None = None,
 ) -> Tensor:
     """Sum over anchors and classes of focal loss times the weights of Equalization Loss v2 (arXiv:2012.08548, section 3).
 
@@ -55,15 +55,15 @@ def equalization_loss_v2(
     recommend the product with focal loss for one-stage detectors.
 
     Args:
-        logits: (..., K), any float type; half types are computed in float32. Finite results for any finite logit.
+        logits: (..., K), any float type. Finite results for any finite logit.
         labels: (...,) int64 in [0, K), or BACKGROUND, or IGNORE (contributes nothing).
         gradient_ratio: (K,) at least 0, g: gradient of positives over that of negatives.
-        alpha: weight of the positive class, in (0, 1); negatives get 1 - alpha. None: weight 1 for both.
+        alpha: weight of positives, see `sigmoid_focal_loss`.
         gamma: focusing exponent, at least 0.
         slope: of h at the threshold, times 4 (gamma in the paper).
         threshold: the ratio at which h is 1/2 (mu in the paper).
         boost: what the weight of positives can gain (alpha in the paper).
-        collected: (2, K); backward adds the |gradient| of positive (row 0) and negative entries (row 1) of each class.
+        gradient_hook: see `kernel.focal_sum`.
 
     Returns:
         Scalar, float32 (float64 for float64 logits). Not normalized: divide by the number of positives.
@@ -74,7 +74,7 @@ def equalization_loss_v2(
     positive, negative = alpha_weights(alpha)
     return focal_sum(
         logits, labels, gamma=gamma, positive_weight=positive * (1 + boost * (1 - balanced)),
-        negative_weight=negative * balanced, collected=collected,
+        negative_weight=negative * balanced, gradient_hook=gradient_hook,
     )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ class EqualizationLoss(DenseLoss):
         num_images: number of training images.
         threshold: classes in a smaller fraction of the images are rare (lambda in the paper; the authors' code has 0.0011
             for LVIS v1 and 0.00177 for v0.5).
-        alpha: weight of the positive class, in (0, 1); negatives get 1 - alpha. None: weight 1 for both.
+        alpha: weight of positives, see `sigmoid_focal_loss`.
         gamma: focusing exponent, at least 0.
         weight: factor of the whole loss, above 0.
 
@@ -137,7 +137,7 @@ class EqualizationLossV2(GradientGuidedLoss):
 
     Args:
         num_classes: K.
-        alpha: weight of the positive class, in (0, 1); negatives get 1 - alpha. None: weight 1 for both.
+        alpha: weight of positives, see `sigmoid_focal_loss`.
         gamma: focusing exponent, at least 0.
         slope: how steeply weights change with the ratio of gradients, above 0 (gamma in the paper).
         threshold: the ratio at which the weight of negatives is 1/2 (mu in the paper).
@@ -179,9 +179,9 @@ class EqualizationLossV2(GradientGuidedLoss):
         return (_balanced(self.gradient_ratio, slope=self.slope, threshold=self.threshold) > 0.99).all()
 
     def level_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Scalar sum of the Equalization Loss v2 over one level; its backward adds to `pending`."""
+        """Scalar sum of the Equalization Loss v2 over one level, with a gradient hook on it."""
         return equalization_loss_v2(
             logits, labels,
             gradient_ratio=self.gradient_ratio, alpha=self.alpha, gamma=self.gamma,
-            slope=self.slope, threshold=self.threshold, boost=self.boost, collected=self.pending,
+            slope=self.slope, threshold=self.threshold, boost=self.boost, gradient_hook=self.gradient_hook,
         )  # fmt: skip

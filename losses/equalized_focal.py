@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .dense import alpha_weights, check_focal_options
 from .gradient_collection import GradientGuidedLoss
-from .kernel import focal_sum
+from .kernel import GradientHook, focal_sum
 
 
 def equalized_focal_loss(
@@ -17,7 +17,7 @@ def equalized_focal_loss(
     gradient_ratio: Tensor,
     use_focusing: bool = True,
     use_weighting: bool = True,
-    collected: Tensor | None = None,
+    gradient_hook: GradientHook | None = None,
 ) -> Tensor:
     """Sum of the Equalized Focal Loss over anchors and classes (arXiv:2201.02593, eq. 6).
 
@@ -25,15 +25,15 @@ def equalized_focal_loss(
     constants in backward. With a ratio of 1 throughout this is the focal loss.
 
     Args:
-        logits: (..., K), any float type; half types are computed in float32. Finite results for any finite logit.
+        logits: (..., K), any float type. Finite results for any finite logit.
         labels: (...,) int64 in [0, K), or BACKGROUND, or IGNORE (contributes nothing).
-        alpha: weight of the positive class, in (0, 1); negatives get 1 - alpha. None: weight 1 for both.
+        alpha: weight of positives, see `sigmoid_focal_loss`.
         gamma: focusing exponent of a balanced class, above 0.
         scale: how much the exponent of a class without positive gradient is raised.
         gradient_ratio: (K,) in [0, 1], gradient of positives over that of negatives.
         use_focusing: False leaves the exponent of every class at gamma (an ablation of the paper).
         use_weighting: False leaves the weight of every class at 1 (likewise).
-        collected: (2, K); backward adds the |gradient| of positive (row 0) and negative entries (row 1) of each class.
+        gradient_hook: see `kernel.focal_sum`.
 
     Returns:
         Scalar, float32 (float64 for float64 logits). Not normalized: divide by the number of positives.
@@ -43,7 +43,7 @@ def equalized_focal_loss(
     positive, negative = alpha_weights(alpha)
     return focal_sum(
         logits, labels, gamma=exponent,
-        positive_weight=positive * weight, negative_weight=negative * weight, collected=collected,
+        positive_weight=positive * weight, negative_weight=negative * weight, gradient_hook=gradient_hook,
     )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def equalized_quality_focal_loss(
     gamma: float,
     scale: float,
     gradient_ratio: Tensor,
-    collected: Tensor | None = None,
+    gradient_hook: GradientHook | None = None,
 ) -> Tensor:
     """Sum over anchors and classes of the Equalized Quality Focal Loss (official code of arXiv:2201.02593).
 
@@ -63,11 +63,11 @@ def equalized_quality_focal_loss(
     quality at the class of a positive and 0 elsewhere. The gradient flows through |q - p| too. There is no alpha.
 
     Args:
-        logits: (..., K), any float type; half types are computed in float32. Finite results for any finite logit.
+        logits: (..., K), any float type. Finite results for any finite logit.
         labels: (...,) int64 in [0, K), or BACKGROUND, or IGNORE (contributes nothing).
         quality: (...,) in [0, 1], the IoU of the decoded box with its object; a constant in backward. What it says of
             rows that are not positive is not used.
-        gamma, scale, gradient_ratio, collected: see `equalized_focal_loss`.
+        gamma, scale, gradient_ratio, gradient_hook: see `equalized_focal_loss`.
 
     Returns:
         Scalar, float32 (float64 for float64 logits). Not normalized: divide by the number of positives.
@@ -76,7 +76,7 @@ def equalized_quality_focal_loss(
     exponent, weight = _factors(gamma, scale, gradient_ratio)
     return focal_sum(
         logits, labels, gamma=exponent,
-        positive_weight=weight, negative_weight=weight, quality=quality, collected=collected,
+        positive_weight=weight, negative_weight=weight, quality=quality, gradient_hook=gradient_hook,
     )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ class EqualizedFocalLoss(GradientGuidedLoss):
 
     Args:
         num_classes: K.
-        alpha: weight of the positive class, in (0, 1); negatives get 1 - alpha. None: weight 1 for both.
+        alpha: weight of positives, see `sigmoid_focal_loss`.
         gamma: focusing exponent of a balanced class, above 0.
         scale: how much the exponent of a class without positive gradient is raised (8 in the paper's ResNet models).
         use_focusing: False leaves the exponent of every class at gamma (an ablation of the paper).
@@ -130,11 +130,11 @@ class EqualizedFocalLoss(GradientGuidedLoss):
         self.use_weighting = use_weighting
 
     def level_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Scalar sum of the Equalized Focal Loss over one level; its backward adds to `pending`."""
+        """Scalar sum of the Equalized Focal Loss over one level, with a gradient hook on it."""
         return equalized_focal_loss(
             logits, labels,
             alpha=self.alpha, gamma=self.gamma, scale=self.scale, gradient_ratio=self.gradient_ratio,
-            use_focusing=self.use_focusing, use_weighting=self.use_weighting, collected=self.pending,
+            use_focusing=self.use_focusing, use_weighting=self.use_weighting, gradient_hook=self.gradient_hook,
         )  # fmt: skip
 
 
@@ -160,8 +160,8 @@ class EqualizedQualityFocalLoss(GradientGuidedLoss):
         self.scale = scale
 
     def level_sum(self, logits: Tensor, labels: Tensor, quality: Tensor) -> Tensor:
-        """Scalar sum of the Equalized Quality Focal Loss over one level; its backward adds to `pending`."""
+        """Scalar sum of the Equalized Quality Focal Loss over one level, with a gradient hook on it."""
         return equalized_quality_focal_loss(
             logits, labels, quality,
-            gamma=self.gamma, scale=self.scale, gradient_ratio=self.gradient_ratio, collected=self.pending,
+            gamma=self.gamma, scale=self.scale, gradient_ratio=self.gradient_ratio, gradient_hook=self.gradient_hook,
         )  # fmt: skip

@@ -17,11 +17,14 @@ CHECK_EVERY = 200  # steps between two looks at the state, each of which costs a
 class GradientGuidedLoss(StepwiseLoss):
     """A dense loss that collects the positive and negative gradient of each class and is steered by their ratio.
 
-    Gradients are those that the loss sends to the logits of each level, exactly what autograd hands to the layer that
-    made them, but before they are rounded to the type of the logits. `level_sum` passes `pending` to `focal_sum`, whose
-    backward adds to it. That needs no module path and no number or order of levels or anchors, and is not misled by
+    On each pyramid level's classification output that the loss is given it registers a gradient hook, `gradient_hook`:
+    `level_sum` hands it to `focal_sum`, whose backward calls it with the sums of what it sends to these logits. A hook
+    belongs to one call: that needs no module path and no number or order of levels or anchors, and is not misled by
     activation checkpointing. For every optimizer step: `begin_step()`; any number of passes of forward and backward;
     `after_backward(...)`.
+
+    Plain tensor hooks, `logits.register_hook`, would see the same sums in float32 (a test compares them), but gradients
+    that are already rounded in half types, and would cost a second pass over a tensor as large as the logits.
 
     A warning tells, once, that no gradients have arrived, and that no class is treated differently.
 
@@ -51,6 +54,10 @@ class GradientGuidedLoss(StepwiseLoss):
     def is_neutral(self) -> Tensor:
         """Bool scalar: whether no class is treated differently, as in the first step."""
         return (self.gradient_ratio >= 1).all()
+
+    def gradient_hook(self, sums: Tensor) -> None:
+        """The hook on one level's classification output: adds its (2, K) sums of |gradient| to `pending`."""
+        self.pending += sums
 
     def forward(self, logits: Sequence[Tensor], *targets: Sequence[Tensor]) -> Tensor:
         """See DenseLoss.forward."""

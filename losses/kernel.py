@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .focal_terms import cost_and_slope, power_and_softplus
-from .labels import IGNORE, check_labels, check_quality, check_shapes
+from .dense import IGNORE, check_labels, check_quality, check_shapes
 
 # Entries of all temporaries of one chunk of rows together: 8 MB in float32, where the logits of an image have 224 MB
 # (1203 classes, 2 anchors per location). Larger is hardly faster.
@@ -26,6 +26,7 @@ _TEMPORARIES = 10  # of the size of the chunk's logits, at most
 _POSITIVES = 2**15  # at a time: 8 MB of float64 vectors at most
 
 RowWeight = Callable[[Tensor, Tensor], Tensor]
+GradientHook = Callable[[Tensor], None]
 
 
 def computing_dtype(tensor: Tensor) -> torch.dtype:
@@ -42,7 +43,7 @@ def focal_sum(
     negative_weight: Tensor | float = 1.0,
     quality: Tensor | None = None,
     row_weight: RowWeight | None = None,
-    collected: Tensor | None = None,
+    gradient_hook: GradientHook | None = None,
 ) -> Tensor:
     """Sum over all entries of weight * |q - p|^gamma * BCE(z, q). Differentiable once, in the logits alone.
 
@@ -53,8 +54,8 @@ def focal_sum(
         quality: (...,) in [0, 1], q of the positives; what it says of other rows is not used. None: 1.
         row_weight: called with the logits (r, K) and labels (r,) of some rows; returns a factor of their negative
             entries, broadcastable to (r, K), a constant in backward.
-        collected: (2, K); backward adds |gradient| of the positive (row 0) and the negative entries (row 1) of each
-            class, as it is before it is rounded to the type of the logits.
+        gradient_hook: called once by every backward with (2, K) float64: for each class the sum of |gradient| of its
+            positive (row 0) and of its negative entries (row 1), as it is before it is rounded to the type of the logits.
 
     Returns:
         Scalar, float32 (float64 for float64 logits).
@@ -78,7 +79,7 @@ def focal_sum(
         check_quality(quality)
     positives = _Positives(rows, labels[rows], quality)
     factors = _Factors(per_class(gamma), per_class(positive_weight), per_class(negative_weight), row_weight)
-    return _FocalSum.apply(logits.flatten(0, -2), labels, positives, factors, collected)
+    return _FocalSum.apply(logits.flatten(0, -2), labels, positives, factors, gradient_hook)
 
 
 class _Positives(NamedTuple):
@@ -118,10 +119,11 @@ class _FocalSum(torch.autograd.Function):
         labels: Tensor,
         positives: _Positives,
         factors: _Factors,
-        collected: Tensor | None,
+        gradient_hook: GradientHook | None,
     ) -> Tensor:
         ctx.save_for_backward(logits, labels)
-        ctx.positives, ctx.factors, ctx.collected, ctx.gradient, ctx.sums = positives, factors, collected, None, None
+        ctx.positives, ctx.factors, ctx.gradient_hook = positives, factors, gradient_hook
+        ctx.gradient = ctx.sums = None
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
         if ctx.needs_input_grad[0] and logits.dtype == computing_dtype(logits):
             ctx.gradient, ctx.sums = torch.empty_like(logits), _no_sums(logits)
@@ -144,8 +146,8 @@ class _FocalSum(torch.autograd.Function):
                 negative_weight=ctx.factors.negative_weight * upstream,
             )
             _pass(logits, labels, ctx.positives, scaled, total=None, gradient=gradient, sums=sums)
-        if ctx.collected is not None:
-            ctx.collected += sums
+        if ctx.gradient_hook is not None:
+            ctx.gradient_hook(sums)
         return gradient, None, None, None, None
 
 
@@ -236,3 +238,32 @@ def _clear(matrix: Tensor, rows: Tensor) -> None:
     """Sets some rows to 0, whatever they hold, as masked_fill_ does; on a CPU in a fifth of its time."""
     bits = matrix.view(torch.int32 if matrix.dtype == torch.float32 else torch.int64)
     bits &= torch.where(rows, 0, -1)[:, None].to(bits.dtype)
+
+
+def power_and_softplus(z: Tensor, gamma_of_2: Tensor) -> tuple[Tensor, Tensor]:
+    """p^gamma and -log(1 - p), accurate to float precision for every finite z.
+
+    The cost of a negative entry is their product; its derivative p^gamma * (p + gamma (1 - p) * -log(1 - p)) has positive
+    terms only: nothing cancels.
+    """
+    smaller = z.abs().neg_().sigmoid_()  # of p and 1 - p
+    larger = smaller.neg_().log1p_()  # log of the other
+    softplus = z.clamp(min=0).sub_(larger)
+    log_p = z.clamp(max=0).add_(larger)
+    # On some processors PyTorch's exp takes four times as long as exp2.
+    return log_p.mul_(gamma_of_2).exp2_(), softplus
+
+
+def cost_and_slope(z: Tensor, quality: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """|q - p|^gamma * BCE(z, q) and its derivative, of (P,) entries; float64, as q - p may cancel.
+
+    -(gamma |q - p|^(gamma - 1) sign(q - p) p (1 - p) BCE + |q - p|^gamma (q - p))
+    """
+    p, rest = torch.sigmoid(z), torch.sigmoid(-z)
+    cross_entropy = -(quality * F.logsigmoid(z) + (1 - quality) * F.logsigmoid(-z))
+    distance = quality * rest - (1 - quality) * p  # q - p, exact also where p is nearly q = 1
+    # At distance 0 the power has a pole for gamma below 1.
+    size = distance.abs().clamp(min=torch.finfo(z.dtype).tiny)
+    power = size.pow(gamma)
+    turn = gamma * size.pow(gamma - 1) * distance.sign() * p * rest * cross_entropy
+    return power * cross_entropy, -(turn + power * distance)

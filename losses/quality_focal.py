@@ -12,7 +12,7 @@ def quality_focal_loss(logits: Tensor, labels: Tensor, quality: Tensor, *, gamma
     q is the quality at the class of a positive, and 0 at every other entry; the gradient flows through |q - p| too.
 
     Args:
-        logits: (..., K), any float type; half types are computed in float32. Finite results for any finite logit.
+        logits: (..., K), any float type. Finite results for any finite logit.
         labels: (...,) int64 in [0, K), or BACKGROUND, or IGNORE (contributes nothing).
         quality: (...,) in [0, 1], the IoU of the decoded box with its object; a constant in backward. What it says of
             rows that are not positive is not used.

@@ -37,12 +37,12 @@ def seesaw_loss(
     gradient; Seesaw balances the rest.
 
     Args:
-        logits: (..., K), any float type; half types are computed in float32. Finite results for any finite logit.
+        logits: (..., K), any float type. Finite results for any finite logit.
         labels: (...,) int64 in [0, K), or BACKGROUND, or IGNORE (contributes nothing).
         counts: (K,) n, positives of each class so far, on the device of the logits; below 1 counts as 1.
         mitigation: exponent of M, at least 0 (p in the paper). 0: M is 1.
         compensation: exponent of C, at least 0 (q in the paper). 0: C is 1.
-        alpha: weight of the positive class, in (0, 1); negatives get 1 - alpha. None: weight 1 for both.
+        alpha: weight of positives, see `sigmoid_focal_loss`.
         gamma: focusing exponent, at least 0.
 
     Returns:
@@ -87,7 +87,7 @@ class SeesawLoss(StepwiseLoss):
         num_classes: K.
         mitigation: exponent of the ratio of counts, at least 0 (p in the paper).
         compensation: exponent of the ratio of scores, at least 0 (q in the paper).
-        alpha: weight of the positive class, in (0, 1); negatives get 1 - alpha. None: weight 1 for both.
+        alpha: weight of positives, see `sigmoid_focal_loss`.
         gamma: focusing exponent, at least 0.
         weight: factor of the whole loss, above 0.
 

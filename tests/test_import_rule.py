@@ -98,7 +98,7 @@ def test_rule_sees_every_form_of_import(source, package):
 @pytest.mark.parametrize(
     ("source", "package"),
     [
-        ("from .labels import IGNORE", "losses"),
+        ("from .dense import IGNORE", "losses"),
         ("from ...losses import IGNORE", "detector.training"),
         ("from longshot.losses import IGNORE", "detector.training"),
         ("from ..model.boxes import encode", "detector.training"),

@@ -32,7 +32,7 @@ def test_few_frames_stand_between_main_and_the_forward_pass(traced):
 
 
 def test_no_function_on_the_way_has_many_parameters(traced):
-    files, above = traced
+    files, _ = traced
     assert max(file.most_parameters for file in files) <= MOST_PARAMETERS, [
         (file.name, file.most_parameters) for file in files if file.most_parameters > MOST_PARAMETERS
     ]

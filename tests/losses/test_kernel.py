@@ -65,10 +65,10 @@ def test_positives_come_in_chunks_of_their_own(monkeypatch):
     assert (labels >= 0).sum() > 20
     for size in (2**15, 3):
         monkeypatch.setattr(losses.kernel, "_POSITIVES", size)
-        collected = torch.zeros(2, 5, dtype=torch.float64)
+        sums = torch.zeros(2, 5, dtype=torch.float64)
 
-        def loss(z, collected=collected):
-            return focal_sum(z, labels, gamma=EXPONENT, quality=quality, collected=collected)
+        def loss(z, hook=sums.add_):
+            return focal_sum(z, labels, gamma=EXPONENT, quality=quality, gradient_hook=hook)
 
-        results.append((loss(logits), gradient(loss, logits), collected))
+        results.append((loss(logits), gradient(loss, logits), sums))
     torch.testing.assert_close(results[1], results[0], rtol=1e-14, atol=0)
