@@ -12,8 +12,8 @@ class Classes(NamedTuple):
 
     ids: list[int]  # category ids of the annotation files, ascending
     names: list[str]
-    frequencies: list[str]  # "r", "c" or "f", by the training set
-    train_images: list[int]  # number of training images that hold the class
+    frequencies: list[str] | None  # "r", "c" or "f", by the training set; None where nobody knows
+    train_images: list[int] | None  # number of training images that hold the class; None likewise
 
     @classmethod
     def from_annotations(cls, train: Annotations, *, rare: int = 10, common: int = 100) -> "Classes":
@@ -21,6 +21,12 @@ class Classes(NamedTuple):
         counts = train.image_counts
         groups = train.frequencies or frequency_groups(counts, rare=rare, common=common)
         return cls(train.category_ids.tolist(), list(train.class_names), list(groups), counts.tolist())
+
+    @classmethod
+    def of_file(cls, annotations: Annotations) -> "Classes":
+        """The classes of a file that need not be a training set: frequencies as it states them, training images unknown."""
+        groups = None if annotations.frequencies is None else list(annotations.frequencies)
+        return cls(annotations.category_ids.tolist(), list(annotations.class_names), groups, None)
 
     def by_falling_count(self) -> list[int]:
         """The labels (K,) from the class with most training images to that with fewest."""

@@ -196,8 +196,7 @@ def build_evaluation(config: c.Config, val: DetectionDataset, classes: Classes, 
         ground_truth = GroundTruth.from_annotations(val.annotations, protocol)
     return Evaluation(
         build_evaluation_loader(config, val, process), ground_truth, build_postprocess(config), process,
-        category_ids=classes.ids, class_names=classes.names, frequencies=classes.frequencies,
-        train_image_counts=classes.train_images,
+        classes,
     )  # fmt: skip
 
 

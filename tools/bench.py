@@ -2,25 +2,14 @@
 
 import argparse
 import platform
-import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
+from longshot.tools.arguments import by, positive, size
 
-from longshot.detector.errors import readable_errors
-from longshot.tools.benchmarks import annotations as annotation_cost
-from longshot.tools.benchmarks import data as data_cost
-from longshot.tools.benchmarks import evaluation as evaluation_cost
-from longshot.tools.benchmarks import loss_cost, memory, step_memory
-from longshot.tools.benchmarks import matching as matching_cost
-from longshot.tools.benchmarks import postprocess as postprocess_cost
-from longshot.tools.benchmarks import scaling as scaling_cost
-from longshot.tools.benchmarks.loss_contenders import Case, differences
-from longshot.tools.planning.plan import simulate
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 
 _LOSSES_NOTE = """\
 seconds: forward and backward, the shortest of the repeats, contenders in turn; "ours: equalized focal" with the collection
@@ -56,13 +45,23 @@ works with. CPU s/step: of all processes together; what else runs on the machine
 
 def main() -> None:
     arguments = _arguments()
+    from longshot.detector.errors import readable_errors
+
     with readable_errors():
         arguments.measure(arguments)
 
 
 def losses(arguments: argparse.Namespace) -> None:
     """Time and peak memory of our classification losses, the direct formula, PyTorch's cross entropy and torchvision's."""
-    case = Case(arguments.rows, arguments.classes, _DTYPES[arguments.dtype], arguments.device, arguments.threads)
+    import torch
+
+    from longshot.tools.benchmarks import loss_cost
+    from longshot.tools.benchmarks.loss_contenders import Case, differences
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("error: --device cuda: torch finds no GPU")
+    dtype = getattr(torch, arguments.dtype)
+    case = Case(arguments.rows, arguments.classes, dtype, arguments.device, arguments.threads)
     same = differences(case)
     measured = loss_cost.costs(case, repeats=arguments.repeats)
     where = torch.cuda.get_device_name() if case.device == "cuda" else f"{platform.machine()} CPU"
@@ -83,12 +82,17 @@ def losses(arguments: argparse.Namespace) -> None:
 
 def step(arguments: argparse.Namespace) -> None:
     """Resident memory of a training step of RetinaNet with Equalized Focal Loss on a CPU, by phase; one image."""
+    import torch
+
+    from longshot.tools.benchmarks import memory, step_memory
+    from longshot.tools.planning.plan import simulate
+
     config = step_memory.step_config(backbone=arguments.backbone, num_anchors=arguments.anchors)
     measured = step_memory.measure_step(config, num_classes=arguments.classes, image_size=arguments.size)
     planned = simulate(config, num_classes=arguments.classes, image_size=arguments.size, on_gpu=False).peak.total()
     rows, classes = measured.logits_shape
     print(
-        f"RetinaNet {arguments.backbone}, 1 image {_by(arguments.size)} padded to {_by(measured.padded_size)}: "
+        f"RetinaNet {arguments.backbone}, 1 image {by(arguments.size)} padded to {by(measured.padded_size)}: "
         f"{rows} x {classes} logits; threads {torch.get_num_threads()}, torch {torch.__version__}",
         step_memory.table(measured),
         "seconds per step: " + ", ".join(f"{seconds:.1f}" for seconds in measured.seconds),
@@ -102,6 +106,8 @@ def step(arguments: argparse.Namespace) -> None:
 
 def evaluation(arguments: argparse.Namespace) -> None:
     """Time and memory of scoring detections of LVIS's size, beside the official package on as many as it can finish."""
+    from longshot.tools.benchmarks import evaluation as evaluation_cost
+
     measured = evaluation_cost.measure(
         arguments.images, num_classes=arguments.classes,
         detections_per_image=arguments.detections, subset=arguments.subset,
@@ -111,6 +117,8 @@ def evaluation(arguments: argparse.Namespace) -> None:
 
 def annotations(arguments: argparse.Namespace) -> None:
     """Time and memory of opening a made-up annotation file of LVIS's size, with and without a cache (1.3 GB on disk)."""
+    from longshot.tools.benchmarks import annotations as annotation_cost
+
     with TemporaryDirectory() as folder:
         costs = annotation_cost.measure(
             Path(folder), num_images=arguments.images, dictionary_images=arguments.dictionary_images
@@ -120,12 +128,18 @@ def annotations(arguments: argparse.Namespace) -> None:
 
 def data(arguments: argparse.Namespace) -> None:
     """Images per second that one core makes ready: ours, and torchvision's reference detection pipeline."""
+    from longshot.tools.benchmarks import data as data_cost
+
     measured = data_cost.measure(arguments.images, repeats=arguments.repeats)
     print(data_cost.table(measured), _DATA_NOTE, data_cost.target(measured), sep="\n")
 
 
 def matching(arguments: argparse.Namespace) -> None:
     """Time and memory of matching anchors and objects: ours, ATSS as a loop over objects, and torchvision's max IoU."""
+    import torch
+
+    from longshot.tools.benchmarks import matching as matching_cost
+
     anchors, _ = matching_cost.anchors_and_boxes(0)
     measured = matching_cost.measure(arguments.objects, repeats=arguments.repeats)
     print(
@@ -140,11 +154,15 @@ def matching(arguments: argparse.Namespace) -> None:
 
 def postprocess(arguments: argparse.Namespace) -> None:
     """Time and memory of selecting an image's detections from the scores of all classes: ours, and torchvision's."""
+    import torch
+
+    from longshot.tools.benchmarks import postprocess as postprocess_cost
+
     measured = postprocess_cost.measure(
         arguments.classes, arguments.size, threads=arguments.threads, repeats=arguments.repeats
     )
     print(
-        f"{measured[0].num_anchors} anchors x {arguments.classes} classes, image {_by(arguments.size)}; "
+        f"{measured[0].num_anchors} anchors x {arguments.classes} classes, image {by(arguments.size)}; "
         f"{platform.machine()} CPU, threads {arguments.threads}, repeats {arguments.repeats}, torch {torch.__version__}",
         postprocess_cost.table(measured),
         _POSTPROCESS_NOTE,
@@ -155,6 +173,10 @@ def postprocess(arguments: argparse.Namespace) -> None:
 
 def scaling(arguments: argparse.Namespace) -> None:
     """Steps of a tiny detector on two CPU cores: one process, two independent ones, and two in one run by gloo."""
+    import torch
+
+    from longshot.tools.benchmarks import scaling as scaling_cost
+
     measured = scaling_cost.measure(steps=arguments.steps, repeats=arguments.repeats)
     print(
         f"{scaling_cost.NUM_IMAGES} images of {scaling_cost.SIDE}x{scaling_cost.SIDE} per process and step, one thread each; "
@@ -173,48 +195,46 @@ def _arguments() -> argparse.Namespace:
     )
     of_losses = _command(commands, losses)
     of_losses.add_argument(
-        "--rows", type=_positive, default=22_300, help="anchors (22300: an 800x1333 image, one a cell)"
+        "--rows", type=positive, default=22_300, help="anchors (22300: an 800x1333 image, one a cell)"
     )
-    of_losses.add_argument("--classes", type=_positive, default=1203, help="(1203: LVIS)")
-    of_losses.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the logits (float32)")
-    of_losses.add_argument("--threads", type=_positive, default=1, help="of PyTorch on the CPU (1)")
-    of_losses.add_argument("--repeats", type=_positive, default=3, help="after a warm-up (3)")
+    of_losses.add_argument("--classes", type=positive, default=1203, help="(1203: LVIS)")
+    of_losses.add_argument("--dtype", choices=DTYPES, default="float32", help="of the logits (float32)")
+    of_losses.add_argument("--threads", type=positive, default=1, help="of PyTorch on the CPU (1)")
+    of_losses.add_argument("--repeats", type=positive, default=3, help="after a warm-up (3)")
     of_losses.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     of_step = _command(commands, step)
-    of_step.add_argument("--classes", type=_positive, default=13_204, help="(13204: V3Det)")
-    of_step.add_argument("--anchors", type=_positive, default=1, help="per location (1)")
-    of_step.add_argument("--size", type=_size, default=(800, 1333), metavar="HxW", help="of the image (800x1333)")
+    of_step.add_argument("--classes", type=positive, default=13_204, help="(13204: V3Det)")
+    of_step.add_argument("--anchors", type=positive, default=1, help="per location (1)")
+    of_step.add_argument("--size", type=size, default=(800, 1333), metavar="HxW", help="of the image (800x1333)")
     of_step.add_argument("--backbone", default="resnet50", help="of model.backbone.name (resnet50)")
     of_evaluation = _command(commands, evaluation)
-    of_evaluation.add_argument("--images", type=_positive, default=19_809, help="(19809: LVIS val)")
-    of_evaluation.add_argument("--classes", type=_positive, default=1203, help="(1203: LVIS)")
-    of_evaluation.add_argument("--detections", type=_positive, default=300, help="per image (300)")
+    of_evaluation.add_argument("--images", type=positive, default=19_809, help="(19809: LVIS val)")
+    of_evaluation.add_argument("--classes", type=positive, default=1203, help="(1203: LVIS)")
+    of_evaluation.add_argument("--detections", type=positive, default=300, help="per image (300)")
     of_evaluation.add_argument("--subset", type=int, default=200, help="images that lvis scores too, 0: none (200)")
     of_annotations = _command(commands, annotations)
-    of_annotations.add_argument("--images", type=_positive, default=100_170, help="(100170: LVIS train)")
+    of_annotations.add_argument("--images", type=positive, default=100_170, help="(100170: LVIS train)")
     of_annotations.add_argument(
-        "--dictionary-images", type=_positive, default=10_017, help="of the file read to dictionaries too (10017)"
+        "--dictionary-images", type=positive, default=10_017, help="of the file read to dictionaries too (10017)"
     )
     of_data = _command(commands, data)
-    of_data.add_argument("--images", type=_positive, default=64, help="made-up JPEGs of COCO's sizes (64)")
-    of_data.add_argument("--repeats", type=_positive, default=5, help="after a warm-up (5)")
+    of_data.add_argument("--images", type=positive, default=64, help="made-up JPEGs of COCO's sizes (64)")
+    of_data.add_argument("--repeats", type=positive, default=5, help="after a warm-up (5)")
     of_matching = _command(commands, matching)
-    of_matching.add_argument("--objects", type=_positive, default=60, help="in the image, then ten times as many (60)")
-    of_matching.add_argument("--repeats", type=_positive, default=5, help="after a warm-up (5)")
+    of_matching.add_argument("--objects", type=positive, default=60, help="in the image, then ten times as many (60)")
+    of_matching.add_argument("--repeats", type=positive, default=5, help="after a warm-up (5)")
     of_postprocess = _command(commands, postprocess)
-    of_postprocess.add_argument("--classes", type=_positive, default=1203, help="(1203: LVIS)")
+    of_postprocess.add_argument("--classes", type=positive, default=1203, help="(1203: LVIS)")
     of_postprocess.add_argument(
-        "--size", type=_size, default=(800, 1333), metavar="HxW", help="of the image (800x1333)"
+        "--size", type=size, default=(800, 1333), metavar="HxW", help="of the image (800x1333)"
     )
-    of_postprocess.add_argument("--threads", type=_positive, default=1, help="of PyTorch (1)")
-    of_postprocess.add_argument("--repeats", type=_positive, default=5, help="after a warm-up (5)")
+    of_postprocess.add_argument("--threads", type=positive, default=1, help="of PyTorch (1)")
+    of_postprocess.add_argument("--repeats", type=positive, default=5, help="after a warm-up (5)")
     of_scaling = _command(commands, scaling)
-    of_scaling.add_argument("--steps", type=_positive, default=10, help="of a round (10)")
-    of_scaling.add_argument("--repeats", type=_positive, default=5, help="rounds after a warm-up (5)")
+    of_scaling.add_argument("--steps", type=positive, default=10, help="of a round (10)")
+    of_scaling.add_argument("--repeats", type=positive, default=5, help="rounds after a warm-up (5)")
     arguments = parser.parse_args()
-    if arguments.measure is losses and arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no GPU")
-    if arguments.measure in (step, annotations) and not memory.is_measurable():
+    if arguments.measure in (step, annotations) and not Path("/proc/self/clear_refs").exists():
         name = arguments.measure.__name__
         parser.error(f"{name}: needs /proc/self/clear_refs, which Linux has, to measure resident memory")
     return arguments
@@ -224,23 +244,6 @@ def _command(commands: argparse._SubParsersAction, measure: Callable) -> argpars
     parser = commands.add_parser(measure.__name__, description=measure.__doc__, help=measure.__doc__)
     parser.set_defaults(measure=measure)
     return parser
-
-
-def _positive(text: str) -> int:
-    if not re.fullmatch(r"0*[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
-    return int(text)
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"expected height x width such as 800x1333, found {text!r}")
-    return int(match[1]), int(match[2])
-
-
-def _by(size: tuple[int, int]) -> str:
-    return "x".join(map(str, size))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from longshot.datasets.check import Checked, SplitFiles, check_dataset, default_workers, table, verdict
-from longshot.datasets.emoji.dataset import draw_dataset
-from longshot.detector.config.schema import load_config
-from longshot.detector.errors import readable_errors
-from longshot.detector.system.progress import progress_bar
+from longshot.tools.arguments import positive
+
+if TYPE_CHECKING:
+    from longshot.datasets.check import Checked, SplitFiles
 
 _USAGE = """
   %(prog)s --annotations FILE --images DIR [--val-annotations FILE --val-images DIR]
@@ -22,6 +22,9 @@ _CODES = "exit code: 0 without errors, whatever the warnings and notes; 1 with e
 def main() -> None:
     parser = _parser()
     arguments = parser.parse_intermixed_args()
+    from longshot.datasets.check import check_dataset, table, verdict
+    from longshot.detector.errors import readable_errors
+
     with readable_errors():
         train, val = _configured(parser, arguments) if arguments.config else _named(parser, arguments)
         _check_folders(parser, arguments, train, val)
@@ -38,17 +41,23 @@ def main() -> None:
 
 
 def _progress(iterable: Iterable, length: int) -> Iterable:
+    from longshot.detector.system.progress import progress_bar
+
     return progress_bar(iterable, total=length, desc="images", unit="image", leave=False)
 
 
-def _json(checked: Checked) -> str:
+def _json(checked: "Checked") -> str:
+    from longshot.datasets.check import verdict
+
     findings = [finding._asdict() for finding in checked.findings]
     content = {"verdict": verdict(checked.findings), "splits": checked.summary, "findings": findings}
     return json.dumps(content, indent=1) + "\n"
 
 
-def _named(parser: argparse.ArgumentParser, given: argparse.Namespace) -> tuple[SplitFiles, SplitFiles | None]:
+def _named(parser: argparse.ArgumentParser, given: argparse.Namespace) -> "tuple[SplitFiles, SplitFiles | None]":
     """Train and val as the arguments name them; ends with a usage error if they are not complete."""
+    from longshot.datasets.check import SplitFiles
+
     if not given.annotations:
         parser.error("give --annotations or --config")
     if given.overrides:
@@ -59,8 +68,12 @@ def _named(parser: argparse.ArgumentParser, given: argparse.Namespace) -> tuple[
     return SplitFiles(given.annotations, given.images), val
 
 
-def _configured(parser: argparse.ArgumentParser, given: argparse.Namespace) -> tuple[SplitFiles, SplitFiles | None]:
+def _configured(parser: argparse.ArgumentParser, given: argparse.Namespace) -> "tuple[SplitFiles, SplitFiles | None]":
     """Train and val of a configuration, which may have no val; a drawn dataset is drawn first."""
+    from longshot.datasets.check import SplitFiles
+    from longshot.datasets.emoji.dataset import draw_dataset
+    from longshot.detector.config.schema import load_config
+
     named = ("annotations", "images", "val_annotations", "val_images")
     others = [f"--{name.replace('_', '-')}" for name in named if getattr(given, name)]
     if others:
@@ -81,7 +94,7 @@ def _configured(parser: argparse.ArgumentParser, given: argparse.Namespace) -> t
     return train, val
 
 
-def _check_folders(parser: argparse.ArgumentParser, given: argparse.Namespace, *splits: SplitFiles | None) -> None:
+def _check_folders(parser: argparse.ArgumentParser, given: argparse.Namespace, *splits: "SplitFiles | None") -> None:
     for name, files in zip(("train", "val"), splits, strict=True):
         if files and not files.images and not given.no_images:
             parser.error(f"{name}: the folder of images is not named; name it, or do without with --no-images")
@@ -89,26 +102,19 @@ def _check_folders(parser: argparse.ArgumentParser, given: argparse.Namespace, *
         parser.error(f"--json: {given.json} is a folder; name a file")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {number}")
-    return number
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(usage=_USAGE, description=__doc__, epilog=_CODES)
     for split, word in (("", "training"), ("val-", "validation")):
         parser.add_argument(f"--{split}annotations", type=Path, metavar="FILE", help=f"{word} set, COCO or LVIS JSON")
         parser.add_argument(f"--{split}images", type=Path, metavar="DIR", help=f"folder of the {word} images")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file: check its data.train and data.val")
+    parser.add_argument("--config", metavar="FILE", help="YAML file or name: check its data.train and data.val")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for instance data.val.images=DIR")
     parser.add_argument(
         "--no-images", action="store_true", help="do not read the images, only look whether they are there"
     )
     parser.add_argument(
-        "--workers", type=_positive, metavar="N", default=default_workers(),
-        help="processes that read images (%(default)s)",
+        "--workers", type=positive, metavar="N",
+        help="processes that read images (one for each processor)",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings here too")
     return parser

@@ -4,14 +4,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from longshot.detector.conversion.exporting import FORMATS, Export, export_checkpoint
-from longshot.detector.conversion.importing import SOURCES, Import, import_checkpoint
-from longshot.detector.conversion.key_table import key_table
-from longshot.detector.errors import readable_errors
+# As in detector/conversion/importing.py and exporting.py, which need torch.
+SOURCES = ("official", "torchvision", "detectron2", "mmdetection")
+FORMATS = ("plain", "official", "torchvision")
 
 
 def main() -> None:
     arguments = _arguments()
+    from longshot.detector.conversion.exporting import Export, export_checkpoint
+    from longshot.detector.conversion.importing import Import, import_checkpoint
+    from longshot.detector.conversion.key_table import key_table
+    from longshot.detector.errors import readable_errors
+
     with readable_errors():
         if arguments.command == "import":
             done: Import | Export = import_checkpoint(
@@ -39,7 +43,7 @@ def _arguments() -> argparse.Namespace:
         "--annotations", type=Path, metavar="FILE", required=True,
         help="COCO or LVIS JSON of the dataset the detector was trained on: ids, names and frequencies of the classes",
     )  # fmt: skip
-    importer.add_argument("--from", dest="source", choices=tuple(SOURCES), help="default: as the keys of the file tell")
+    importer.add_argument("--from", dest="source", choices=SOURCES, help="default: as the keys of the file tell")
     importer.add_argument(
         "--config", type=Path, metavar="FILE", help="convert into its model; default: the one that the file tells"
     )

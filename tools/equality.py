@@ -1,4 +1,4 @@
-"""Train the same 20 steps on 1, 2 and 4 processes, in different numbers of passes, and tell how far apart they end."""
+"""Train the same 20 steps on 1, 2 and 4 processes, in different numbers of passes, and print how far apart they end."""
 
 import argparse
 import os
@@ -6,25 +6,25 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    from longshot.detector.system.distributed import Process
+    from longshot.tools.checks.equality_cases import Data
 
-from longshot.detector.errors import readable_errors
-from longshot.detector.system.distributed import Process, process_group
-from longshot.tools.checks import equality
-from longshot.tools.checks.equality_cases import Data, make_data
+PRECISIONS = ("float64", "float32")  # as in checks/equality.py, which needs torch
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="examples: tools/equality.py; torchrun --nnodes 2 --nproc-per-node 8 tools/equality.py --batch-size 32",
+        epilog="examples: longshot equality; torchrun --nnodes 2 --nproc-per-node 8 tools/equality.py --batch-size 32",
     )
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], help="started here; none under torchrun")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--batch-size", type=int, default=8, help="a multiple of the number of processes")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--precision", nargs="+", choices=list(equality.TOLERANCES), default=list(equality.TOLERANCES))
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     arguments = parser.parse_args()
     under_torchrun = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     processes = [int(os.environ["WORLD_SIZE"])] if under_torchrun else arguments.processes
@@ -33,6 +33,8 @@ def main() -> None:
     if any(arguments.batch_size % count for count in processes):
         parser.error(f"--batch-size: {arguments.batch_size} is not divisible by each of {processes} processes")
     if under_torchrun:
+        from longshot.detector.errors import readable_errors
+
         with readable_errors():
             sys.exit(_compare(arguments))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -44,6 +46,12 @@ def main() -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     """Exit code: 0 if nothing differs by more than rounding explains."""
+    import torch
+
+    from longshot.detector.system.distributed import process_group
+    from longshot.tools.checks import equality
+    from longshot.tools.checks.equality_cases import make_data
+
     # TensorFloat-32 rounds to three digits, and not alike for every number of images.
     torch.backends.cudnn.allow_tf32 = False
     with tempfile.TemporaryDirectory() as folder:
@@ -53,29 +61,30 @@ def _compare(arguments: argparse.Namespace) -> int:
             device = "cuda" if arguments.device != "cpu" and torch.cuda.is_available() else "cpu"
             expected = equality.references(data, arguments.precision, torch.device(device))
         with process_group(arguments.device) as process:
-            return _tell(expected, data, arguments, process)
+            return _print_rows(expected, data, arguments, process)
 
 
-def _tell(expected: dict | None, data: Data, arguments: argparse.Namespace, process: Process) -> int:
+def _print_rows(expected: dict | None, data: "Data", arguments: argparse.Namespace, process: "Process") -> int:
     """Print the table, row by row; returns the exit code."""
+    from longshot.tools.checks import equality
 
-    def say(text: str) -> None:
+    def show(text: str) -> None:
         if process.rank == 0:
             print(text, flush=True)
 
     where = f"{process.world_size} process{'es' * (process.world_size > 1)} on {process.device.type}"
-    say(
+    show(
         f"\n{where}, {arguments.steps} steps of {arguments.batch_size} images: differences from one process in one pass"
     )
     for images_per_pass in equality.passes(data, process):
-        say(equality.emptiness(data, process, images_per_pass))
-    say(equality.heading(arguments.precision))
+        show(equality.emptiness(data, process, images_per_pass))
+    show(equality.heading(arguments.precision))
     equal = []
     for row in equality.compare(expected, data, arguments.precision, process):
-        say(equality.line(row))
+        show(equality.line(row))
         equal.append(row.is_equal)
     allowed = " and ".join(f"{equality.TOLERANCES[precision]:g} in {precision}" for precision in arguments.precision)
-    say(f"{equal.count(False)} of {len(equal)} rows differ by more than {allowed}")
+    show(f"{equal.count(False)} of {len(equal)} rows differ by more than {allowed}")
     return int(not all(equal))
 
 

@@ -5,14 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from longshot.detector.config.schema import load_config
-from longshot.detector.errors import readable_errors
-from longshot.detector.evaluation import table
-from longshot.detector.evaluation.official import differences_line
-from longshot.detector.evaluation.open_images_metrics import open_images_table
-from longshot.detector.reporting import compare_saved, report_checkpoint, report_saved
-from longshot.detector.scoring import read_saved, score_checkpoint, score_open_images, score_saved
-from longshot.detector.system.distributed import process_group
+from longshot.tools.arguments import add_config
 
 _USAGE = """
   %(prog)s --config FILE --checkpoint PATH [--detections FILE] [--fixed-ap] [--out FILE] [--report DIR]
@@ -24,6 +17,8 @@ _USAGE = """
 
 def main() -> None:
     arguments = _arguments()
+    from longshot.detector.errors import readable_errors
+
     with readable_errors():
         for path in filter(None, (arguments.out, arguments.detections)):
             path.parent.mkdir(parents=True, exist_ok=True)  # before the work: failing here after it would cost hours
@@ -38,6 +33,8 @@ def main() -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    from longshot.detector.scoring import compare_saved
+
     page = compare_saved(
         arguments.annotations,
         arguments.compare,
@@ -49,24 +46,34 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _score_saved(arguments: argparse.Namespace) -> None:
+    from longshot.detector.evaluation.metrics import table
+    from longshot.detector.evaluation.open_images_metrics import open_images_table
+    from longshot.detector.results.files import read_results
+    from longshot.detector.scoring import read_validation_set, report_saved, score_open_images, score_saved
+
     if arguments.protocol == "open_images":
         result = score_open_images(
             arguments.annotations, arguments.results, train_annotations=arguments.train_annotations
         )
-        _tell(result, arguments.out, open_images_table)
+        _show(result, arguments.out, open_images_table)
         return
-    saved = read_saved(
-        arguments.annotations,
-        arguments.results,
-        protocol=arguments.protocol or "auto",
-        train_annotations=arguments.train_annotations,
+    validation = read_validation_set(
+        arguments.annotations, protocol=arguments.protocol or "auto", train_annotations=arguments.train_annotations
     )
-    _tell(score_saved(saved, with_fixed_ap=arguments.fixed_ap, with_official=arguments.official), arguments.out)
+    detections = read_results(arguments.results, **validation.ids)
+    options = {"with_fixed_ap": arguments.fixed_ap, "with_official": arguments.official}
+    _show(score_saved(validation, detections, **options), arguments.out, table)
     if arguments.report:
-        print(f"report: {report_saved(saved, arguments.results, arguments.report, images=arguments.images)}")
+        page = report_saved(validation, detections, arguments.results, arguments.report, images=arguments.images)
+        print(f"report: {page}")
 
 
 def _score_model(arguments: argparse.Namespace) -> None:
+    from longshot.detector.config.schema import load_config
+    from longshot.detector.evaluation.checkpoints import report_checkpoint, score_checkpoint
+    from longshot.detector.evaluation.metrics import table
+    from longshot.detector.system.distributed import process_group
+
     config, detections = load_config(arguments.config, arguments.overrides), arguments.detections
     if arguments.report and not detections:
         detections = arguments.report / "detections.npz"
@@ -75,14 +82,16 @@ def _score_model(arguments: argparse.Namespace) -> None:
         result = score_checkpoint(config, arguments.checkpoint, process, **options)
     if result is None:  # not rank 0
         return
-    _tell(result, arguments.out)
+    _show(result, arguments.out, table)
     if arguments.report:
-        print(f"report: {report_checkpoint(config, arguments.checkpoint, result, detections, arguments.report)}")
+        print(f"report: {report_checkpoint(config, arguments.checkpoint, detections, arguments.report)}")
 
 
-def _tell(result: dict, out: Path | None, table: Callable[[dict], str] = table) -> None:
+def _show(result: dict, out: Path | None, table: Callable[[dict], str]) -> None:
     print(table(result))
     if "official" in result:
+        from longshot.detector.evaluation.official import differences_line
+
         print(differences_line(result["official"]))
     if out:
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -91,7 +100,7 @@ def _tell(result: dict, out: Path | None, table: Callable[[dict], str] = table) 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(usage=_USAGE, description=__doc__)
     model = parser.add_argument_group("evaluate a checkpoint's model on the validation set of a configuration")
-    model.add_argument("--config", type=Path, metavar="FILE", help="YAML file")
+    add_config(model, required=False)
     model.add_argument("--checkpoint", type=Path, metavar="PATH", help="checkpoint of a training run")
     model.add_argument(
         "--detections", type=Path, metavar="FILE", help="keep the detections here, as .npz or COCO results .json"

@@ -3,22 +3,26 @@
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
+if TYPE_CHECKING:
+    import numpy as np
 
-from longshot.datasets import DataError
-from longshot.datasets.images.reading import read_image
-from longshot.detector.errors import readable_errors
-from longshot.detector.inference import Prediction, load_model, predict
-from longshot.detector.pictures.drawing import draw_boxes
-from longshot.detector.system.progress import progress_bar
+    from longshot.detector.inference import Prediction
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def main() -> None:
     arguments = _arguments()
+    from PIL import Image
+
+    from longshot.datasets import DataError
+    from longshot.datasets.images.reading import read_image
+    from longshot.detector.errors import readable_errors
+    from longshot.detector.inference import load_model, predict
+    from longshot.detector.system.progress import progress_bar
+
     with readable_errors():
         paths = find_images(arguments.images)
         model = load_model(arguments.checkpoint, device=arguments.device, score_threshold=arguments.score_threshold)
@@ -47,6 +51,8 @@ def find_images(paths: list[Path]) -> list[Path]:
 
     Raises DataError for a path that is not there and if there is no image at all.
     """
+    from longshot.datasets import DataError
+
     found = []
     for path in paths:
         if not path.exists():
@@ -58,14 +64,18 @@ def find_images(paths: list[Path]) -> list[Path]:
     return found
 
 
-def draw(image: np.ndarray, found: Prediction) -> np.ndarray:
+def draw(image: "np.ndarray", found: "Prediction") -> "np.ndarray":
     """The (H, W, 3) uint8 image with its detections."""
+    from longshot.detector.pictures.drawing import draw_boxes
+
     captions = [f"{name} {score:.2f}" for name, score in zip(found.class_names, found.scores, strict=True)]
     return draw_boxes(image, found.boxes[::-1], found.labels[::-1], captions[::-1])  # the best on top
 
 
-def to_records(path: Path, found: Prediction) -> list[dict]:
+def to_records(path: Path, found: "Prediction") -> list[dict]:
     """Detections as in COCO results, with the file and class named in place of an image id."""
+    import numpy as np
+
     x1, y1, x2, y2 = found.boxes.astype(float).T
     boxes = np.stack((x1, y1, x2 - x1, y2 - y1), axis=1).tolist()
     rows = zip(found.category_ids.tolist(), found.class_names, boxes, found.scores.astype(float).tolist(), strict=True)
@@ -78,7 +88,7 @@ def to_records(path: Path, found: Prediction) -> list[dict]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example: tools/predict.py --checkpoint runs/mine/checkpoints/best.pt --out drawn photos/ cat.jpg",
+        epilog="example: longshot predict --checkpoint runs/mine/checkpoints/best.pt --out drawn photos/ cat.jpg",
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint of a training run")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures and detections.json")

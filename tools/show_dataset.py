@@ -2,29 +2,31 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from PIL import Image
+from longshot.tools.arguments import add_config, positive
 
-from longshot.detector.build import build_evaluation
-from longshot.detector.build_data import Data, build_data, build_training_loader
-from longshot.detector.config.schema import Config, load_config
-from longshot.detector.errors import readable_errors
-from longshot.detector.pictures.batches import batch_sheet
-from longshot.detector.pictures.long_tail import long_tail_figure
-from longshot.detector.run.folder import describe
-from longshot.detector.system.distributed import Process
-from longshot.detector.system.told import told
+if TYPE_CHECKING:
+    import numpy as np
 
-_HERE = Process(rank=0, world_size=1, device=torch.device("cpu"))
+    from longshot.detector.build_data import Data
+    from longshot.detector.config.schema import Config
 
 
 def main() -> None:
     arguments = _arguments()
+    from PIL import Image
+
+    from longshot.detector.build_data import build_data
+    from longshot.detector.config.schema import load_config
+    from longshot.detector.errors import readable_errors
+    from longshot.detector.pictures.long_tail import long_tail_figure
+    from longshot.detector.run.folder import describe
+    from longshot.detector.system.distributed import this_process
+
     with readable_errors():
         config = load_config(arguments.config, arguments.overrides)
-        data = build_data(config, _HERE)
+        data = build_data(config, this_process())
         print(describe(data))
         folder = arguments.out or Path(config.output) / "dataset"
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,34 +40,32 @@ def main() -> None:
         print(f"what the model sees: {pictures}\ntraining images per class: {histogram}")
 
 
-def _sheet(config: Config, data: Data, split: str, count: int) -> np.ndarray:
+def _sheet(config: "Config", data: "Data", split: str, count: int) -> "np.ndarray":
     """The first images of training, or of an evaluation; (H, W, 3) uint8."""
+    from longshot.detector.build_data import build_evaluation_loader, build_training_loader
+    from longshot.detector.pictures.batches import batch_sheet
+    from longshot.detector.system.distributed import this_process
+
+    here = this_process()
     if split == "train":
         steps = -(-count // config.train.batch_size)
-        batches = build_training_loader(config, data, _HERE, first=0, total=steps)
+        batches = build_training_loader(config, data, here, first=0, total=steps)
     else:
-        batches = build_evaluation(config, data.val, data.classes, _HERE).batches
-    return batch_sheet(told(batches, _HERE), data.classes.names, count=count)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {number}")
-    return number
+        batches = build_evaluation_loader(config, data.val, here)
+    return batch_sheet(batches, data.classes.names, count=count)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog="example: tools/show_dataset.py --config configs/quickstart.yaml --count 32"
+        description=__doc__, epilog="example: longshot show --config quickstart --count 32"
     )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file")
+    add_config(parser)
     parser.add_argument(
         "--split", choices=("train", "val"), default="train",
         help="the first images of training (default), or of an evaluation",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder for the pictures (default: dataset/ in the run folder)")
-    parser.add_argument("--count", type=_positive, default=16, help="images to draw (16)")
+    parser.add_argument("--count", type=positive, default=16, help="images to draw (16)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for instance data.short_sides=[480]")
     return parser.parse_intermixed_args()
 

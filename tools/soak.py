@@ -5,11 +5,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from longshot.tools.checks import soak
-
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog="example: tools/soak.py --kills 30")
+    parser = argparse.ArgumentParser(description=__doc__, epilog="example: longshot soak --kills 30")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument(
         "--processes", type=int, default=2, help="default 2; 1 and 2 must not differ by a bit, more by rounding"
@@ -27,6 +25,8 @@ def main() -> None:
 
 def _soak(folder: Path, kills: int, processes: int, seed: int) -> int:
     """Exit code: 0 if all kills were done and nothing differs, or no more than rounding explains."""
+    from longshot.tools.checks import soak
+
     steps = soak.STEPS_PER_KILL * (kills + 1)
     config = soak.write_config(folder, steps, processes)
     alone = soak.run(config, folder / "undisturbed", processes=processes, steps=steps)

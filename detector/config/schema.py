@@ -29,7 +29,7 @@ from .sections import (
     section_of,
     sections_of,
 )
-from .yaml_files import apply_overrides, read_yaml
+from .yaml_files import apply_overrides, find_config, read_yaml
 
 _CLASSIFICATION = sections_of(CLASSIFICATION_LOSSES)
 _BOX = sections_of(BOX_LOSSES)
@@ -234,12 +234,12 @@ class Config(Section):
 
 
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
-    """The checked configuration of a YAML file with `section.key=value` overrides applied.
+    """The checked configuration of a YAML file, or of the packaged one of that name, with `section.key=value` overrides.
 
     Raises ConfigError, one line per mistake: unknown keys and choices (with a suggestion), wrong types, values out of
     range, missing values, duplicate keys, options of another choice.
     """
-    path = Path(path)
+    path = find_config(path)
     config = parse_config(apply_overrides(read_yaml(path), overrides), where=str(path))
     return config if config.output else config.model_copy(update={"output": f"runs/{path.stem}"})
 

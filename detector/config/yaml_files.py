@@ -16,6 +16,8 @@ from ..errors import ConfigError, brief
 # Sections whose keys depend on their `name`.
 ALTERNATIVES = ("loss.classification", "loss.box", "matching.matcher")
 
+PACKAGED = Path(__file__).resolve().parents[2] / "configs"
+
 _ZERO = re.compile(r"(?<!\\)(\\\\)*\\u0000")  # as JSON writes it
 
 
@@ -175,3 +177,19 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     known = sorted(str(entry) for entry in known)
     close = difflib.get_close_matches(str(word)[:100], known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def find_config(name: Path | str) -> Path:
+    """The path of a configuration: `name` itself, if there is such a file, else the packaged configuration of that name.
+
+    Raises ConfigError, with names that are near, if there is neither.
+    """
+    path = Path(name)
+    if os.path.isfile(path):  # false also for what can be no path; Path.is_file raises OSError then
+        return path
+    known = {str(p.relative_to(PACKAGED).with_suffix("").as_posix()): p for p in sorted(PACKAGED.rglob("*.yaml"))}
+    try:
+        return known[str(name).removesuffix(".yaml")]
+    except KeyError:
+        near = suggestion(str(name).removesuffix(".yaml"), known)
+        raise ConfigError(f"{brief(str(name))}: no such file, nor a packaged configuration of that name{near}") from None

@@ -4,7 +4,7 @@ from ..errors import ResultsError
 from ..results.columns import DetectionColumns
 from ..results.files import read_results, write_results
 from .columnar import ColumnarEvaluator
-from .ground_truth import COCO, LVIS, PROTOCOLS, GroundTruth, Protocol, choose_protocol, fixed_ap
+from .ground_truth import COCO, LVIS, PROTOCOLS, GroundTruth, Protocol, choose_protocol
 from .metrics import summarize, summarize_fixed_ap, table
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "Protocol",
     "ResultsError",
     "choose_protocol",
-    "fixed_ap",
     "read_results",
     "summarize",
     "summarize_fixed_ap",

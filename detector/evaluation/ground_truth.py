@@ -10,6 +10,9 @@ from ...datasets.annotations.annotations import Annotations, DataError
 # Object area in pixels² (S, 2), both ends included: all, small, medium, large.
 SIZE_RANGES = np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]])
 
+# AP of rare classes lives on detections with low scores.
+_LVIS_SCORE_THRESHOLD = 1e-3
+
 
 class Protocol(NamedTuple):
     """The rules of a benchmark."""
@@ -19,6 +22,15 @@ class Protocol(NamedTuple):
     per_image: int | None  # detections of an image that count, over all classes
     limits: tuple[int, ...]  # rising: detections that count per class and image, each giving numbers of its own
     per_class: int | None = None  # detections of a class that count, over all images
+
+    def caveats(self, *, score_threshold: float, detections_per_image: int) -> list[str]:
+        """What keeps the numbers of detections that are chosen so from being comparable with those of others."""
+        if self.per_image is None or (score_threshold <= _LVIS_SCORE_THRESHOLD and detections_per_image >= self.per_image):
+            return []
+        return [
+            f"test.score_threshold is {score_threshold:g} and test.detections_per_image {detections_per_image}; LVIS numbers "
+            f"are comparable only with at most {_LVIS_SCORE_THRESHOLD:g} and at least {self.per_image}"
+        ]
 
 
 # With 300 an image there cannot be more of a class: the limit per class then cuts nothing.
@@ -114,6 +126,16 @@ class GroundTruth(NamedTuple):
             not_exhaustive_cells=not_exhaustive + annotations.not_exhaustive_labels,
         )
 
+    def with_fixed_ap_rules(self, *, detections_per_class: int = 10_000) -> "GroundTruth":
+        """The same objects, by the rules of "Fixed AP" (Dave et al. 2021, arXiv:2102.01066).
+
+        A limit per image lets the classes compete for places, so that a class gains when others are scored lower. Fixed
+        AP limits each class by itself: its best detections of all images count, however many are in one image. Those which
+        federated annotation leaves unjudged are among them. Equal scores rank by image, then as within the image.
+        """
+        limit = detections_per_class
+        return self._replace(protocol=self.protocol._replace(per_image=None, limits=(limit,), per_class=limit))
+
     @property
     def num_objects(self) -> NDArray[np.int64]:
         """(K, S) objects that count."""
@@ -125,18 +147,6 @@ class GroundTruth(NamedTuple):
 def out_of_range(areas: NDArray[np.float64]) -> NDArray[np.bool_]:
     """(G,) areas -> (G, S), True where an area lies outside of a size range."""
     return (areas[:, None] < SIZE_RANGES[:, 0]) | (areas[:, None] > SIZE_RANGES[:, 1])
-
-
-def fixed_ap(ground_truth: GroundTruth, *, detections_per_class: int = 10_000) -> GroundTruth:
-    """The same objects, by the rules of "Fixed AP" (Dave et al. 2021, arXiv:2102.01066).
-
-    A limit per image lets the classes compete for places, so that a class gains when others are scored lower. Fixed AP
-    limits each class by itself: its best detections of all images count, however many are in one image. Those which
-    federated annotation leaves unjudged are among them. Equal scores rank by image, then as within the image.
-    """
-    limit = detections_per_class
-    rules = ground_truth.protocol._replace(per_image=None, limits=(limit,), per_class=limit)
-    return ground_truth._replace(protocol=rules)
 
 
 def choose_protocol(name: str, annotations: Annotations) -> Protocol:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...datasets.classes import Classes
 from .columnar import ColumnarEvaluator, Curves
 from .ground_truth import GroundTruth, Protocol
 from .matching import IOU_THRESHOLDS
@@ -19,19 +20,14 @@ _AP_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 def summarize(
     curves: Curves,
     ground_truth: GroundTruth,
+    classes: Classes,
     *,
-    category_ids: Sequence[int],
-    class_names: Sequence[str],
-    frequencies: Sequence[str] | None = None,
-    train_image_counts: Sequence[int] | None = None,
     score_threshold: float | None = None,
 ) -> dict[str, Any]:
     """The result as plain values, ready for JSON; percent, and None where the ground truth supports no number.
 
     Args:
-        category_ids, class_names: of the K classes, as in the file.
-        frequencies: "r", "c" or "f" for each class; without them APr, APc and APf are None.
-        train_image_counts: training images that hold each class, only to be shown.
+        classes: the K classes; without their frequencies APr, APc and APf are None.
         score_threshold: which the detections had passed, only to be shown.
 
     Returns:
@@ -40,18 +36,18 @@ def summarize(
         `support`: for each AP the classes and objects that it is a mean over (None for unknown frequencies);
         `protocol`: the rules; `classes`: a row for each class.
     """
-    protocol, groups = ground_truth.protocol, _groups(frequencies)
+    protocol, groups = ground_truth.protocol, _groups(classes.frequencies)
     return {
         **_average_precisions(curves.precision[..., -1], groups),
         **_recalls(curves.recall, protocol),
-        "support": _support(curves.num_objects, groups if frequencies else None),
+        "support": _support(curves.num_objects, groups if classes.frequencies else None),
         "protocol": _describe(protocol, ground_truth.num_images, score_threshold),
-        "classes": _class_rows(curves, category_ids, class_names, frequencies, train_image_counts),
+        "classes": _class_rows(curves, classes),
     }
 
 
 def summarize_fixed_ap(evaluator: ColumnarEvaluator, frequencies: Sequence[str] | None = None) -> dict[str, Any]:
-    """What `summarize` does not have: the AP numbers of an evaluator by the rules of `ground_truth.fixed_ap`.
+    """What `summarize` does not have: the AP numbers of an evaluator by the rules of Fixed AP (`GroundTruth.with_fixed_ap_rules`).
 
     Returns:
         AP_fixed, AP50_fixed, …, APf_fixed, and `fixed_ap`: how many detections of a class count, and how many of the
@@ -85,20 +81,20 @@ def table(result: dict[str, Any]) -> str:
     ]
     for key in _AP_KEYS:
         support = result["support"][key] or {"classes": "-", "objects": "-"}
-        lines.append(f"{key:<6}{_one_decimal(result[key]):>9}{support['classes']:>9}{support['objects']:>9}")
-    recalls = [f"{key} {_one_decimal(value)}" for key, value in result.items() if key.startswith("AR")]
+        lines.append(f"{key:<6}{one_decimal(result[key]):>9}{support['classes']:>9}{support['objects']:>9}")
+    recalls = [f"{key} {one_decimal(value)}" for key, value in result.items() if key.startswith("AR")]
     return "\n".join([*lines, "recall: " + ", ".join(recalls), *_fixed_lines(result)])
 
 
 def line(result: dict[str, Any]) -> str:
     """The AP numbers of `summarize` on one line of text, for in between."""
-    return ", ".join(f"{key} {_one_decimal(result[key])}" for key in _AP_KEYS)
+    return ", ".join(f"{key} {one_decimal(result[key])}" for key in _AP_KEYS)
 
 
 def _fixed_lines(result: dict[str, Any]) -> list[str]:
     if "fixed_ap" not in result:
         return []
-    rule, numbers = result["fixed_ap"], [f"{k}_fixed {_one_decimal(result[f'{k}_fixed'])}" for k in _AP_KEYS]
+    rule, numbers = result["fixed_ap"], [f"{k}_fixed {one_decimal(result[f'{k}_fixed'])}" for k in _AP_KEYS]
     return [
         f"Fixed AP (Dave et al. 2021): the best {rule['detections_per_class']} detections of each class in all images; "
         f"{rule['classes_with_fewer']} of {rule['classes']} classes have fewer",
@@ -151,23 +147,18 @@ def _support(num_objects: NDArray[np.int64], groups: dict[str, list[int]] | None
     return overall | by_size | by_frequency
 
 
-def _class_rows(
-    curves: Curves,
-    category_ids: Sequence[int],
-    class_names: Sequence[str],
-    frequencies: Sequence[str] | None,
-    train_image_counts: Sequence[int] | None,
-) -> list[dict[str, Any]]:
+def _class_rows(curves: Curves, classes: Classes) -> list[dict[str, Any]]:
+    frequencies, train_images = classes.frequencies, classes.train_images
     return [
         {
             "name": name,
             "category_id": int(category_id),
-            "frequency": frequencies[c] if frequencies else None,
-            "train_images": None if train_image_counts is None else int(train_image_counts[c]),
-            "AP": _mean_percent(curves.precision[:, :, c, _ALL, -1]),
-            "num_objects": int(curves.num_objects[c, _ALL]),
+            "frequency": frequencies[k] if frequencies else None,
+            "train_images": None if train_images is None else int(train_images[k]),
+            "AP": _mean_percent(curves.precision[:, :, k, _ALL, -1]),
+            "num_objects": int(curves.num_objects[k, _ALL]),
         }
-        for c, (name, category_id) in enumerate(zip(class_names, category_ids, strict=True))
+        for k, (name, category_id) in enumerate(zip(classes.names, classes.ids, strict=True))
     ]
 
 
@@ -183,5 +174,6 @@ def _describe(protocol: Protocol, num_images: int, score_threshold: float | None
     }
 
 
-def _one_decimal(percent: float | None) -> str:
+def one_decimal(percent: float | None) -> str:
+    """A number of percent for people."""
     return "n/a" if percent is None else f"{percent:.1f}"

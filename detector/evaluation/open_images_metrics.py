@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...datasets.classes import Classes
+from .metrics import one_decimal
 from .open_images import MIN_OVERLAP, OpenImagesEvaluator
 
 
@@ -23,9 +25,8 @@ def instance_groups(instance_counts: Sequence[int] | NDArray, *, num_groups: int
 
 def summarize_open_images(
     evaluator: OpenImagesEvaluator,
+    classes: Classes,
     *,
-    category_ids: Sequence[int],
-    class_names: Sequence[str],
     train_instance_counts: Sequence[int] | NDArray | None = None,
 ) -> dict[str, Any]:
     """The result as plain values, ready for JSON; percent, and None where there is no object.
@@ -48,13 +49,13 @@ def summarize_open_images(
         "classes": [
             {
                 "name": name,
-                "category_id": int(category_ids[k]),
+                "category_id": int(classes.ids[k]),
                 "group": None if groups is None else int(groups[k]),
                 "train_instances": None if counts is None else int(counts[k]),
                 "AP50": _mean_percent(ap[k : k + 1]),
                 "num_objects": int(num_objects[k]),
             }
-            for k, name in enumerate(class_names)
+            for k, name in enumerate(classes.names)
         ],
     }
 
@@ -65,17 +66,13 @@ def open_images_table(result: dict[str, Any]) -> str:
     lines = [
         "open_images protocol (challenge 2019): IoU 0.5, verified classes, group-of boxes; "
         f"{result['protocol']['num_images']} images, {support['classes']} classes, {support['objects']} objects",
-        f"AP50 {_one_decimal(result['AP50'])}",
+        f"AP50 {one_decimal(result['AP50'])}",
     ]
     if groups:
-        lines.append(f"by training boxes, rarest fifth first: {', '.join(map(_one_decimal, groups))}")
+        lines.append(f"by training boxes, rarest fifth first: {', '.join(map(one_decimal, groups))}")
     return "\n".join(lines)
 
 
 def _mean_percent(ap: NDArray[np.float64]) -> float | None:
     known = ap[~np.isnan(ap)]
     return 100 * float(known.mean()) if len(known) else None
-
-
-def _one_decimal(percent: float | None) -> str:
-    return "n/a" if percent is None else f"{percent:.1f}"

@@ -2,6 +2,6 @@
 
 from .comparison import write_comparison
 from .report import write_report
-from .validation_set import Subject
+from .validation_set import ValidationSet
 
-__all__ = ["Subject", "write_comparison", "write_report"]
+__all__ = ["ValidationSet", "write_comparison", "write_report"]

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation.columnar import RECALL_POINTS, Curves
-from .error_kinds import KINDS, MISSED, Errors, confusions, fixed_ap
+from .error_kinds import KINDS, MISSED, Errors, ap_without_error, confusions
 from .operating_point import OperatingPoints
-from .validation_set import Subject, mean_of, plain
-from .verdicts import Judgment
+from .validation_set import ValidationSet, mean_of, plain
+from .verdicts import Verdicts
 
 Row = dict[str, Any]
 
@@ -28,9 +28,9 @@ class PrecisionRecall(NamedTuple):
     classes: dict[str, NDArray[np.float64]]  # at IoU 0.5, of the classes with most objects in each group
 
 
-def class_rows(subject: Subject, result: dict, curves: Curves, points: OperatingPoints) -> list[Row]:
+def class_rows(validation: ValidationSet, result: dict, curves: Curves, points: OperatingPoints) -> list[Row]:
     """The rows of `summarize` with AP50, AR (at the protocol's limit), images that hold the class, and its best F1."""
-    truth = subject.ground_truth
+    truth = validation.ground_truth
     precision, recall = curves.precision[0, :, :, 0, -1], curves.recall[:, :, 0, -1]
     held = np.unique(truth.cell[~truth.ignored[:, 0]]) % truth.num_classes
     images = np.bincount(held, minlength=truth.num_classes)
@@ -53,10 +53,10 @@ def class_rows(subject: Subject, result: dict, curves: Curves, points: Operating
     ]
 
 
-def precision_recall(subject: Subject, curves: Curves) -> PrecisionRecall:
+def precision_recall(validation: ValidationSet, curves: Curves) -> PrecisionRecall:
     """The curves that AP is the area under; a group without objects has none."""
     precision, num_objects = curves.precision[..., 0, -1], curves.num_objects[:, 0]
-    supported = {name: members & (num_objects > 0) for name, members in subject.groups.items()}
+    supported = {name: members & (num_objects > 0) for name, members in validation.groups.items()}
     supported = {name: members for name, members in supported.items() if members.any()}
     chosen = [
         k
@@ -67,7 +67,7 @@ def precision_recall(subject: Subject, curves: Curves) -> PrecisionRecall:
     return PrecisionRecall(
         {name: precision[0][:, members].mean(axis=1) for name, members in supported.items()},
         {name: precision[:, :, members].mean(axis=(0, 2)) for name, members in supported.items()},
-        {subject.annotations.class_names[k]: precision[0, :, k] for k in chosen},
+        {validation.classes.names[k]: precision[0, :, k] for k in chosen},
     )
 
 
@@ -82,7 +82,7 @@ def precision_recall_rows(curves: PrecisionRecall) -> list[Row]:
     ]
 
 
-def error_rows(subject: Subject, judgment: Judgment, errors: Errors, shown: NDArray[np.bool_]) -> list[Row]:
+def error_rows(validation: ValidationSet, verdicts: Verdicts, errors: Errors, shown: NDArray[np.bool_]) -> list[Row]:
     """For each kind of error the gain in AP50 by fixing it, how many of it are `shown`, and how many there are in all.
 
     Keys that end in _r, _c, _f are about a group: of classes with an AP, of detections, of missed objects.
@@ -90,8 +90,8 @@ def error_rows(subject: Subject, judgment: Judgment, errors: Errors, shown: NDAr
     Args:
         shown: (D,) detections that a user would see.
     """
-    truth, groups = subject.ground_truth, subject.groups
-    fixed = fixed_ap(judgment, errors, truth)
+    truth, groups = validation.ground_truth, validation.groups
+    fixed = ap_without_error(verdicts, errors, truth)
     as_it_is = fixed.pop("")
     rows = []
     for name, ap in fixed.items():
@@ -99,7 +99,7 @@ def error_rows(subject: Subject, judgment: Judgment, errors: Errors, shown: NDAr
         row |= {f"dAP{_suffix(group)}": mean_of(ap - as_it_is, members) for group, members in groups.items()}
         if name in KINDS[:MISSED]:
             of_kind = errors.kind == KINDS.index(name)
-            counts = {"shown": judgment.label[of_kind & shown], "count": judgment.label[of_kind]}
+            counts = {"shown": verdicts.label[of_kind & shown], "count": verdicts.label[of_kind]}
         elif name == KINDS[MISSED]:
             counts = {"count": (truth.cell % truth.num_classes)[errors.missed]}
         else:
@@ -113,10 +113,10 @@ def error_rows(subject: Subject, judgment: Judgment, errors: Errors, shown: NDAr
     return rows
 
 
-def confusion_rows(subject: Subject, judgment: Judgment, errors: Errors, shown: NDArray[np.bool_]) -> list[Row]:
+def confusion_rows(validation: ValidationSet, verdicts: Verdicts, errors: Errors, shown: NDArray[np.bool_]) -> list[Row]:
     """The most confused pairs of classes, by falling numbers of `shown` (D,) detections."""
-    names, groups = subject.annotations.class_names, subject.frequencies
-    pairs = confusions(judgment, errors, subject.ground_truth, shown=shown)[:MOST_CONFUSED]
+    names, groups = validation.classes.names, validation.classes.frequencies
+    pairs = confusions(verdicts, errors, validation.ground_truth, shown=shown)[:MOST_CONFUSED]
     return [
         {
             "detected": names[detected],

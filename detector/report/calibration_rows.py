@@ -1,4 +1,4 @@
-"""Calibration of a judgment, before and after a temperature that other images gave. D detections."""
+"""Calibration of a verdicts, before and after a temperature that other images gave. D detections."""
 
 from typing import NamedTuple
 
@@ -17,8 +17,8 @@ from .calibration import (
     reliability,
     scaled,
 )
-from .validation_set import Subject, plain
-from .verdicts import Judgment
+from .validation_set import ValidationSet, plain
+from .verdicts import Verdicts
 
 
 class Calibration(NamedTuple):
@@ -32,25 +32,25 @@ class Calibration(NamedTuple):
     after: dict[str, Reliability]
 
 
-def calibrate(subject: Subject, judgment: Judgment, detections: DetectionColumns) -> Calibration | None:
+def calibrate(validation: ValidationSet, verdicts: Verdicts, detections: DetectionColumns) -> Calibration | None:
     """None if a score lies outside of [0, 1], and so is no probability."""
-    if len(judgment.score) and not 0 <= judgment.score.min() <= judgment.score.max() <= 1:
+    if len(verdicts.score) and not 0 <= verdicts.score.min() <= verdicts.score.max() <= 1:
         return None
-    fitting = in_first_half(subject.annotations.image_ids)
-    known = ~judgment.ignored
-    fit, report = known & fitting[judgment.image], known & ~fitting[judgment.image]
-    temperature = fit_temperature(judgment.score[fit], judgment.true_positive[fit])
-    scores, right, labels = judgment.score[report], judgment.true_positive[report], judgment.label[report]
+    fitting = in_first_half(validation.annotations.image_ids)
+    known = ~verdicts.ignored
+    fit, report = known & fitting[verdicts.image], known & ~fitting[verdicts.image]
+    temperature = fit_temperature(verdicts.score[fit], verdicts.true_positive[fit])
+    scores, right, labels = verdicts.score[report], verdicts.true_positive[report], verdicts.label[report]
     changed = None if temperature is None else scaled(scores, temperature)
-    of_group = {name: members[labels] for name, members in subject.groups.items()}
+    of_group = {name: members[labels] for name, members in validation.groups.items()}
     rows = [
         {"group": name, "detections": int(m.sum())}
         | _errors("before", scores[m], right[m], labels[m])
         | ({} if changed is None else _errors("after", changed[m], right[m], labels[m]))
         for name, m in of_group.items()
     ]
-    if subject.ground_truth.protocol.federated:
-        rows.append(_naive_row(judgment, detections, fitting, temperature))
+    if validation.ground_truth.protocol.federated:
+        rows.append(_naive_row(verdicts, detections, fitting, temperature))
     return Calibration(
         temperature, int(fitting.sum()), int((~fitting).sum()), rows,
         {name: reliability(scores[m], right[m]) for name, m in of_group.items()},
@@ -73,11 +73,11 @@ def bin_rows(calibration: Calibration) -> list[Row]:
 
 
 def _naive_row(
-    judgment: Judgment, detections: DetectionColumns, fitting: NDArray[np.bool_], temperature: float | None
+    verdicts: Verdicts, detections: DetectionColumns, fitting: NDArray[np.bool_], temperature: float | None
 ) -> Row:
     """What a look past federated annotation would give: every detection, those of unchecked classes being wrong."""
     right = np.zeros(len(detections.scores), bool)
-    right[judgment.index[judgment.true_positive]] = True
+    right[verdicts.index[verdicts.true_positive]] = True
     report = ~fitting[detections.image_index]
     scores, right = detections.scores[report].clip(0, 1), right[report]
     after = {} if temperature is None else {"D-ECE after": plain(calibration_error(scaled(scores, temperature), right))}

@@ -7,11 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evaluation import ColumnarEvaluator, DetectionColumns
+from ..evaluation.metrics import summarize
 from . import explanations, page, plots
 from .analysis import Row
 from .bootstrap import COVERAGE, RESAMPLES, Resampler, bootstrap, interval
 from .page import Column
-from .validation_set import Subject, mean_of
+from .validation_set import ValidationSet, mean_of
 from .writing import versions, write_files
 
 _KEYS = {"AP": "all", "APr": "r", "APc": "c", "APf": "f"}  # with intervals
@@ -19,7 +20,7 @@ _KEYS = {"AP": "all", "APr": "r", "APc": "c", "APf": "f"}  # with intervals
 
 def write_comparison(
     folder: Path,
-    subject: Subject,
+    validation: ValidationSet,
     runs: Iterable[tuple[str, DetectionColumns]],
     *,
     resamples: int = RESAMPLES,
@@ -32,13 +33,13 @@ def write_comparison(
     """
     results, resamplers = {}, []
     for name, detections in runs:
-        evaluator = ColumnarEvaluator(subject.ground_truth)
+        evaluator = ColumnarEvaluator(validation.ground_truth)
         evaluator.add(*detections)
-        results[name] = subject.summarize(evaluator.accumulate())
-        resamplers.append(Resampler.of(evaluator.state(), subject.ground_truth))
-    resampled = bootstrap(resamplers, subject.ground_truth.num_images, resamples=resamples)
-    summary = _summary_rows(subject, results, resampled)
-    differences = _difference_rows(subject, results, resampled)
+        results[name] = summarize(evaluator.accumulate(), validation.ground_truth, validation.classes)
+        resamplers.append(Resampler.of(evaluator.state(), validation.ground_truth))
+    resampled = bootstrap(resamplers, validation.ground_truth.num_images, resamples=resamples)
+    summary = _summary_rows(validation, results, resampled)
+    differences = _difference_rows(validation, results, resampled)
     classes = _class_rows(results, resampled)
     sections = [
         ("AP", _ap_table(summary, "run")),
@@ -48,8 +49,8 @@ def write_comparison(
     ]
     header = {
         "runs": ", ".join(results),
-        "annotations": subject.description,
-        "protocol": subject.ground_truth.protocol.name,
+        "annotations": validation.description,
+        "protocol": validation.ground_truth.protocol.name,
         "bootstrap": f"{resamples} resamples of the images",
         "computed by": versions(),
     }
@@ -58,9 +59,9 @@ def write_comparison(
     return write_files(folder, document, "compare", {"header": header}, tables)
 
 
-def _group_means(subject: Subject, values: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+def _group_means(validation: ValidationSet, values: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """(B, K) AP of classes -> the (B,) mean of each group that has any."""
-    groups = subject.groups
+    groups = validation.groups
     means = {
         key: np.array([mean_of(row, groups[group]) for row in values], float)
         for key, group in _KEYS.items()
@@ -69,23 +70,23 @@ def _group_means(subject: Subject, values: NDArray[np.float64]) -> dict[str, NDA
     return {key: mean for key, mean in means.items() if not np.isnan(mean).all()}
 
 
-def _summary_rows(subject: Subject, results: dict[str, dict], resampled: NDArray) -> list[Row]:
+def _summary_rows(validation: ValidationSet, results: dict[str, dict], resampled: NDArray) -> list[Row]:
     """A row per run: its numbers, and the intervals of some as KEY_low and KEY_high."""
     return [
         {"run": name}
         | {key: value for key, value in result.items() if key.startswith("A")}
-        | _intervals(result, _group_means(subject, resampled[:, r]))
+        | _intervals(result, _group_means(validation, resampled[:, r]))
         for r, (name, result) in enumerate(results.items())
     ]
 
 
-def _difference_rows(subject: Subject, results: dict[str, dict], resampled: NDArray) -> list[Row]:
+def _difference_rows(validation: ValidationSet, results: dict[str, dict], resampled: NDArray) -> list[Row]:
     """A row for each run but the first."""
     (first, base), *others = results.items()
-    base_means = _group_means(subject, resampled[:, 0])
+    base_means = _group_means(validation, resampled[:, 0])
     rows = []
     for r, (name, result) in enumerate(others, start=1):
-        means = _group_means(subject, resampled[:, r])
+        means = _group_means(validation, resampled[:, r])
         row = {"difference": f"{name} - {first}"}
         row |= {
             key: None if value is None else value - base[key] for key, value in result.items() if key.startswith("A")

@@ -12,67 +12,67 @@ from ...datasets.images.reading import read_image
 from ..evaluation.matching import overlap, pairs_of_equal
 from ..pictures.drawing import draw_boxes
 from .error_kinds import CLASSIFICATION, KINDS, LOCALIZATION, Errors
-from .validation_set import Subject
-from .verdicts import IOU, Judgment
+from .validation_set import ValidationSet
+from .verdicts import IOU, Verdicts
 
 COUNT = 24
 _PLAIN = -1  # the label that is drawn in white
 
 
 def worst_false_positives(
-    subject: Subject, judgment: Judgment, errors: Errors, images: Path, *, count: int = COUNT
+    validation: ValidationSet, verdicts: Verdicts, errors: Errors, images: Path, *, count: int = COUNT
 ) -> Iterator[tuple[bytes, str]]:
     """The false positives with the highest scores, at most one of an image, among the objects there (white)."""
-    names, labels = subject.annotations.class_names, _object_labels(subject)
-    false = np.flatnonzero(judgment.false_positive)
-    false = false[np.argsort(-judgment.score[false], kind="stable")]
-    for d in _first_of_each_image(false, judgment.image[false], count):
-        name, kind = names[judgment.label[d]], errors.kind[d]
-        caption = f"{name} {judgment.score[d]:.2f}: {KINDS[kind]}"
+    names, labels = validation.classes.names, _object_labels(validation)
+    false = np.flatnonzero(verdicts.false_positive)
+    false = false[np.argsort(-verdicts.score[false], kind="stable")]
+    for d in _first_of_each_image(false, verdicts.image[false], count):
+        name, kind = names[verdicts.label[d]], errors.kind[d]
+        caption = f"{name} {verdicts.score[d]:.2f}: {KINDS[kind]}"
         if kind in (CLASSIFICATION, LOCALIZATION):
             caption += f", on {names[labels[errors.object_[d]]]}"
-        image = int(judgment.image[d])
-        drawn = (judgment.boxes_xywh[d], int(judgment.label[d]), f"{name} {judgment.score[d]:.2f}")
-        yield _crop(subject, image, images, drawn, _objects_of(subject, image)), f"{caption} ({subject.path(image)})"
+        image = int(verdicts.image[d])
+        drawn = (verdicts.boxes_xywh[d], int(verdicts.label[d]), f"{name} {verdicts.score[d]:.2f}")
+        yield _crop(validation, image, images, drawn, _objects_of(validation, image)), f"{caption} ({validation.path(image)})"
 
 
 def worst_misses(
-    subject: Subject, judgment: Judgment, images: Path, *, count: int = COUNT
+    validation: ValidationSet, verdicts: Verdicts, images: Path, *, count: int = COUNT
 ) -> Iterator[tuple[bytes, str]]:
     """The objects whose best detection of their class at IoU 0.5 scores lowest, those without any first and the largest
     first among them; at most one of an image. What else was detected there, at IoU 0.5, is drawn in white.
     """
-    truth, names, labels = subject.ground_truth, subject.annotations.class_names, _object_labels(subject)
-    best = best_scores(judgment, subject)
-    objects = np.flatnonzero(judgment.is_object)
+    truth, names, labels = validation.ground_truth, validation.classes.names, _object_labels(validation)
+    best = best_scores(verdicts, validation)
+    objects = np.flatnonzero(verdicts.is_object)
     area = truth.boxes_xywh[objects, 2] * truth.boxes_xywh[objects, 3]
     objects = objects[np.lexsort((-area, best[objects]))]
     owner = truth.cell // truth.num_classes
     for g in _first_of_each_image(objects, owner[objects], count):
         name, image = names[labels[g]], int(owner[g])
         found = "not detected" if best[g] < 0 else f"best detection {best[g]:.3f}"
-        other = _best_other(judgment, image, int(labels[g]), truth.boxes_xywh[g])
-        context = [(judgment.boxes_xywh[d], f"{names[judgment.label[d]]} {judgment.score[d]:.2f}") for d in other]
+        other = _best_other(verdicts, image, int(labels[g]), truth.boxes_xywh[g])
+        context = [(verdicts.boxes_xywh[d], f"{names[verdicts.label[d]]} {verdicts.score[d]:.2f}") for d in other]
         instead = f", seen as {context[0][1]}" if context else ""
         drawn = (truth.boxes_xywh[g], int(labels[g]), name)
-        yield _crop(subject, image, images, drawn, context), f"{name}: {found}{instead} ({subject.path(image)})"
+        yield _crop(validation, image, images, drawn, context), f"{name}: {found}{instead} ({validation.path(image)})"
 
 
-def best_scores(judgment: Judgment, subject: Subject) -> NDArray[np.float64]:
+def best_scores(verdicts: Verdicts, validation: ValidationSet) -> NDArray[np.float64]:
     """(G,) the best score of a detection of its class that overlaps each object at IoU 0.5 or more; -1 without any."""
-    truth = subject.ground_truth
-    cell = judgment.image * truth.num_classes + judgment.label
+    truth = validation.ground_truth
+    cell = verdicts.image * truth.num_classes + verdicts.label
     order = np.argsort(cell, kind="stable")
     detection, object_ = pairs_of_equal(cell[order], truth.cell)
     detection = order[detection]
-    near = overlap(judgment.boxes_xywh[detection], truth.boxes_xywh[object_], truth.crowd[object_]) >= IOU
+    near = overlap(verdicts.boxes_xywh[detection], truth.boxes_xywh[object_], truth.crowd[object_]) >= IOU
     best = np.full(len(truth.cell), -1.0)
-    np.maximum.at(best, object_[near], judgment.score[detection[near]])
+    np.maximum.at(best, object_[near], verdicts.score[detection[near]])
     return best
 
 
-def _object_labels(subject: Subject) -> NDArray[np.int64]:
-    return subject.ground_truth.cell % subject.ground_truth.num_classes
+def _object_labels(validation: ValidationSet) -> NDArray[np.int64]:
+    return validation.ground_truth.cell % validation.ground_truth.num_classes
 
 
 def _first_of_each_image(ranked: NDArray, image: NDArray, count: int) -> list[int]:
@@ -80,24 +80,24 @@ def _first_of_each_image(ranked: NDArray, image: NDArray, count: int) -> list[in
     return ranked[np.sort(first)[:count]].tolist()
 
 
-def _objects_of(subject: Subject, image: int) -> list[tuple[NDArray, str]]:
+def _objects_of(validation: ValidationSet, image: int) -> list[tuple[NDArray, str]]:
     """Boxes and names of what counts in an image."""
-    truth, names = subject.ground_truth, subject.annotations.class_names
+    truth, names = validation.ground_truth, validation.classes.names
     start, end = np.searchsorted(truth.cell, [image * truth.num_classes, (image + 1) * truth.num_classes])
     return [(truth.boxes_xywh[g], names[truth.cell[g] % truth.num_classes]) for g in range(start, end)]
 
 
-def _best_other(judgment: Judgment, image: int, label: int, box: NDArray) -> list[int]:
+def _best_other(verdicts: Verdicts, image: int, label: int, box: NDArray) -> list[int]:
     """The detection of another class with the highest score on the box; none or one."""
-    there = np.flatnonzero((judgment.image == image) & (judgment.label != label))
-    boxes = judgment.boxes_xywh[there]
+    there = np.flatnonzero((verdicts.image == image) & (verdicts.label != label))
+    boxes = verdicts.boxes_xywh[there]
     iou = overlap(boxes, np.broadcast_to(box, boxes.shape), np.zeros(len(there), bool))
     near = there[iou >= IOU]
-    return near[np.argsort(-judgment.score[near])][:1].tolist()
+    return near[np.argsort(-verdicts.score[near])][:1].tolist()
 
 
 def _crop(
-    subject: Subject,
+    validation: ValidationSet,
     image: int,
     images: Path,
     drawn: tuple[NDArray, int, str],
@@ -105,8 +105,8 @@ def _crop(
 ) -> bytes:
     """A box (xywh, label, caption) with its surroundings, on top of other boxes (xywh, caption) in white."""
     box, label, caption = drawn
-    height, width = subject.annotations.image_sizes[image].tolist()
-    pixels = read_image(images / subject.path(image), (height, width))
+    height, width = validation.annotations.image_sizes[image].tolist()
+    pixels = read_image(images / validation.path(image), (height, width))
     margin = max(20.0, 0.6 * max(box[2:]))
     limit = np.array([width, height])
     # At least a pixel, even where a box lies beyond the image.

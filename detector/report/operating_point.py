@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .verdicts import Judgment
+from .verdicts import Verdicts
 
 
 class OperatingPoints(NamedTuple):
@@ -19,14 +19,14 @@ class OperatingPoints(NamedTuple):
     recall: NDArray[np.float64]  # (K,)
 
 
-def best_f1(judgment: Judgment, num_objects: NDArray) -> OperatingPoints:
+def best_f1(verdicts: Verdicts, num_objects: NDArray) -> OperatingPoints:
     """The highest of the thresholds with the best F1 = 2 TP / (detections + objects) of each class.
 
     Args:
         num_objects: (K,) objects that count.
     """
-    counted = ~judgment.ignored
-    label, score, hit = judgment.label[counted], judgment.score[counted], judgment.true_positive[counted]
+    counted = ~verdicts.ignored
+    label, score, hit = verdicts.label[counted], verdicts.score[counted], verdicts.true_positive[counted]
     place = np.arange(len(label)) - np.searchsorted(label, label) + 1
     total = np.cumsum(hit)
     before = np.concatenate([[0], total])[np.searchsorted(label, np.arange(len(num_objects)))]  # (K,)
@@ -45,6 +45,6 @@ def best_f1(judgment: Judgment, num_objects: NDArray) -> OperatingPoints:
     return points
 
 
-def shown(judgment: Judgment, points: OperatingPoints) -> NDArray[np.bool_]:
+def shown(verdicts: Verdicts, points: OperatingPoints) -> NDArray[np.bool_]:
     """(D,) detections at or above the threshold of their class; none of a class that has no threshold."""
-    return judgment.score >= points.threshold[judgment.label]
+    return verdicts.score >= points.threshold[verdicts.label]

@@ -9,14 +9,15 @@ import numpy as np
 from ...datasets.images.reading import check_images
 from ..evaluation import DetectionColumns
 from ..evaluation import table as text_table
+from ..evaluation.metrics import summarize
 from . import analysis, crops, explanations, page, plots
 from .analysis import Row
 from .calibration_rows import Calibration, bin_rows, calibrate
 from .error_kinds import Errors, find_errors
 from .operating_point import best_f1, shown
 from .page import Column
-from .validation_set import GROUPS, Subject
-from .verdicts import Judgment, judge
+from .validation_set import GROUPS, ValidationSet
+from .verdicts import Verdicts, find_verdicts
 from .writing import versions, write_files
 
 _CLASS_COLUMNS = (
@@ -41,7 +42,7 @@ class _Findings(NamedTuple):
     """Everything that a report tells."""
 
     result: dict[str, Any]  # of `summarize`
-    judgment: Judgment
+    verdicts: Verdicts
     errors: Errors
     curves: analysis.PrecisionRecall
     calibration: Calibration | None
@@ -52,7 +53,7 @@ class _Findings(NamedTuple):
 
 def write_report(
     folder: Path,
-    subject: Subject,
+    validation: ValidationSet,
     detections: DetectionColumns,
     *,
     source: dict[str, str],
@@ -70,38 +71,38 @@ def write_report(
         DataError: `images` lacks images of the annotations, or one cannot be read.
     """
     if images is not None:
-        check_images(subject.annotations, images)  # now, and not after minutes
-    found = _find(subject, detections, score_threshold)
-    header = source | _header(subject, found.judgment, detections, score_threshold) | {"computed by": versions()}
-    document = page.page("Detection report", page.definitions(header), _sections(subject, found, images))
+        check_images(validation.annotations, images)  # now, and not after minutes
+    found = _find(validation, detections, score_threshold)
+    header = source | _header(validation, found.verdicts, detections, score_threshold) | {"computed by": versions()}
+    document = page.page("Detection report", page.definitions(header), _sections(validation, found, images))
     numbers = {"header": header} | {key: value for key, value in found.result.items() if key != "classes"}
     return write_files(folder, document, "report", numbers, _tables(found))
 
 
-def _find(subject: Subject, detections: DetectionColumns, score_threshold: float | None) -> _Findings:
-    judgment, evaluator = judge(subject.ground_truth, detections)
+def _find(validation: ValidationSet, detections: DetectionColumns, score_threshold: float | None) -> _Findings:
+    verdicts, evaluator = find_verdicts(validation.ground_truth, detections)
     curves = evaluator.accumulate()
-    result = subject.summarize(curves, score_threshold)
-    points = best_f1(judgment, curves.num_objects[:, 0])
-    visible, errors = shown(judgment, points), find_errors(judgment, subject.ground_truth)
+    result = summarize(curves, validation.ground_truth, validation.classes, score_threshold=score_threshold)
+    points = best_f1(verdicts, curves.num_objects[:, 0])
+    visible, errors = shown(verdicts, points), find_errors(verdicts, validation.ground_truth)
     return _Findings(
         result,
-        judgment,
+        verdicts,
         errors,
-        analysis.precision_recall(subject, curves),
-        calibrate(subject, judgment, detections),
-        analysis.class_rows(subject, result, curves, points),
-        analysis.error_rows(subject, judgment, errors, visible),
-        analysis.confusion_rows(subject, judgment, errors, visible),
+        analysis.precision_recall(validation, curves),
+        calibrate(validation, verdicts, detections),
+        analysis.class_rows(validation, result, curves, points),
+        analysis.error_rows(validation, verdicts, errors, visible),
+        analysis.confusion_rows(validation, verdicts, errors, visible),
     )
 
 
-def _sections(subject: Subject, found: _Findings, images: Path | None) -> list[tuple[str, str]]:
+def _sections(validation: ValidationSet, found: _Findings, images: Path | None) -> list[tuple[str, str]]:
     """Headings and HTML."""
     wrong = missed = None
     if images is not None:
-        wrong = crops.worst_false_positives(subject, found.judgment, found.errors, images)
-        missed = crops.worst_misses(subject, found.judgment, images)
+        wrong = crops.worst_false_positives(validation, found.verdicts, found.errors, images)
+        missed = crops.worst_misses(validation, found.verdicts, images)
     by_frequency = plots.against_frequency(found.class_rows, "AP", "AP")
     curves = page.figure(plots.precision_recall_plot(found.curves), "Interpolated as AP is.")
     confusions = page.table(found.confusion_rows, _CONFUSION_COLUMNS)
@@ -132,14 +133,14 @@ def _tables(found: _Findings) -> dict[str, list[Row]]:
 
 
 def _header(
-    subject: Subject, judgment: Judgment, detections: DetectionColumns, score_threshold: float | None
+    validation: ValidationSet, verdicts: Verdicts, detections: DetectionColumns, score_threshold: float | None
 ) -> dict[str, Any]:
-    scores, truth = detections.scores, subject.ground_truth
+    scores, truth = detections.scores, validation.ground_truth
     per_image = np.bincount(detections.image_index, minlength=truth.num_images)
     return {
-        "annotations": subject.description,
+        "annotations": validation.description,
         "number of detections": f"{len(scores)}: {per_image.mean():.1f} per image ({per_image.min()} to "
-        f"{per_image.max()}); {len(judgment.score)} count, {judgment.ignored.sum()} of them neither right nor wrong",
+        f"{per_image.max()}); {len(verdicts.score)} count, {verdicts.ignored.sum()} of them neither right nor wrong",
         "scores": f"{scores.min():.3g} to {scores.max():.3g}" if len(scores) else None,
         "score threshold": score_threshold,
     }  # fmt: skip

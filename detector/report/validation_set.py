@@ -1,46 +1,38 @@
 """What detections are judged against, and what is known of its classes. K classes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...datasets.annotations.annotations import Annotations
-from ..evaluation import GroundTruth, summarize
-from ..evaluation.columnar import Curves
+from ...datasets.classes import Classes
+from ..evaluation.ground_truth import GroundTruth
 
 GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A validation set under a protocol."""
+class ValidationSet:
+    """A file of annotations under a protocol, with its classes as the training set has them, if that is known."""
 
     annotations: Annotations
     ground_truth: GroundTruth
-    frequencies: Sequence[str] | None  # "r", "c" or "f" per class
-    train_images: Sequence[int] | None  # training images per class
+    classes: Classes
 
     @property
     def groups(self) -> dict[str, NDArray[np.bool_]]:
         """The (K,) members of each group of classes: all, and r, c, f where the frequencies are known."""
         every = {"all": np.ones(self.ground_truth.num_classes, bool)}
-        if self.frequencies is None:
+        if self.classes.frequencies is None:
             return every
-        return every | {group: np.array(self.frequencies) == group for group in GROUPS}
+        return every | {group: np.array(self.classes.frequencies) == group for group in GROUPS}
 
-    def summarize(self, curves: Curves, score_threshold: float | None = None) -> dict:
-        """`evaluation.summarize` with what is known here."""
-        return summarize(
-            curves,
-            self.ground_truth,
-            category_ids=self.annotations.category_ids.tolist(),
-            class_names=self.annotations.class_names,
-            frequencies=self.frequencies,
-            train_image_counts=self.train_images,
-            score_threshold=score_threshold,
-        )
+    @property
+    def ids(self) -> dict[str, Any]:
+        """What files of detections bear of it, by the names that `read_results` and `write_results` have for that."""
+        return ids_of(self.annotations)
 
     @property
     def description(self) -> str:
@@ -63,3 +55,12 @@ def mean_of(values: NDArray[np.float64], members: NDArray[np.bool_]) -> float | 
 def plain(value: float) -> float | None:
     """A number for JSON, which has no NaN."""
     return None if np.isnan(value) else float(value)
+
+
+def ids_of(annotations: Annotations) -> dict[str, Any]:
+    """What files of detections bear of a file of annotations: see `ValidationSet.ids`."""
+    return {
+        "image_ids": annotations.image_ids,
+        "category_ids": annotations.category_ids,
+        "class_names": annotations.class_names,
+    }

@@ -16,7 +16,7 @@ from ..evaluation.matching import IOU_THRESHOLDS, overlap, pairs_of_equal, place
 IOU = float(IOU_THRESHOLDS[0])
 
 
-class Judgment(NamedTuple):
+class Verdicts(NamedTuple):
     """The detections that the protocol counts, by class and falling score, and the verdicts at IoU 0.5.
 
     Left out are those beyond the limits and, on federated data, those of classes which were not checked in the image.
@@ -38,7 +38,7 @@ class Judgment(NamedTuple):
         return ~(self.true_positive | self.ignored)
 
 
-def judge(ground_truth: GroundTruth, detections: DetectionColumns) -> tuple[Judgment, ColumnarEvaluator]:
+def find_verdicts(ground_truth: GroundTruth, detections: DetectionColumns) -> tuple[Verdicts, ColumnarEvaluator]:
     """The verdicts, and the evaluator that gave them, which has seen all the detections."""
     evaluator = ColumnarEvaluator(ground_truth)
     kept = evaluator.countable(*detections)
@@ -51,11 +51,11 @@ def judge(ground_truth: GroundTruth, detections: DetectionColumns) -> tuple[Judg
     true_positive, ignored = flags(matches.true_positive)[:, 0], flags(matches.ignored)[:, 0]
     found = _found(ground_truth, matches.cell[true_positive], by_cell.boxes_xywh[true_positive])
     order, _ = by_class(matches, ground_truth.num_classes)
-    judgment = Judgment(
+    verdicts = Verdicts(
         kept[order], *(column[order] for column in by_cell),
         true_positive[order], ignored[order], ~ground_truth.ignored[:, 0], found,
     )  # fmt: skip
-    return judgment, evaluator
+    return verdicts, evaluator
 
 
 def flags(packed: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..system.environment import environment
 from .analysis import Row
 
@@ -28,7 +26,7 @@ def write_files(
 
 def versions() -> str:
     """What computed the numbers."""
-    known = environment(torch.device("cpu"))
+    known = environment()
     commit = (
         f"commit {known['commit'][:10]}{' with changes' if known['uncommitted_changes'] else ''}, "
         if known["commit"]

@@ -1,9 +1,11 @@
 """What a run leaves in its folder."""
 
 import json
+import platform
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from PIL import Image
 
@@ -16,10 +18,9 @@ from ..checkpoint.folder import mark_best, prune, step_path
 from ..config.schema import Config
 from ..errors import CheckpointError
 from ..evaluation.metrics import line, table
-from ..system.distributed import Process
+from ..system.distributed import Process, elastic_job
 from ..system.environment import environment
 from ..system.files import write_text
-from ..system.processes import elastic_job
 from ..training.state import Run
 from ..training.step import NonFiniteStep
 from .log import RunLog
@@ -76,7 +77,7 @@ def introduce(log: RunLog, config: Config, data: Data, run: Run, total_steps: in
     if not log.enabled:
         return
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    here = {"step": run.step, "job": elastic_job(), **environment(run.network.device)}
+    here = {"step": run.step, "job": elastic_job(), **environment(), **_hardware(run.network.device)}
     # First: from config.yaml on, the folder holds a run, and a restart must find that it is its own.
     _append(log.folder / "environment.json", here)
     write_text(log.folder / "config.yaml", resolved)
@@ -88,6 +89,11 @@ def introduce(log: RunLog, config: Config, data: Data, run: Run, total_steps: in
     log.write(
         f"{parameters / 1e6:.2f} M trainable parameters; steps {run.step} to {total_steps}; run folder {log.folder}"
     )
+
+
+def _hardware(device: torch.device) -> dict[str, str | int]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"device": name, "threads": torch.get_num_threads()}
 
 
 def _append(path: Path, entry: dict) -> None:

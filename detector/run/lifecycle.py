@@ -16,15 +16,14 @@ from ..build_data import Data, build_data, build_training_loader, images_per_pas
 from ..config.schema import Config
 from ..errors import CheckpointError
 from ..evaluation.evaluate import Evaluation
-from ..system.distributed import Process, from_rank_zero, on_rank_zero, share_buffers
-from ..system.processes import elastic_job
-from ..training.state import Run, StopRequest
+from ..system.distributed import Process, elastic_job, from_rank_zero, on_rank_zero, share_buffers
+from ..system.stopping import StopRequest, stop_on_signals
+from ..training.state import Run
 from ..training.step import MOST_IN_A_ROW, NonFiniteStep, parallel
 from . import folder, resume
 from .initial_weights import start_from
 from .lock import RunLock
 from .log import RunLog, warnings_in
-from .preemption import stop_on_signals
 
 
 @dataclass
@@ -130,7 +129,7 @@ def open_run(config: Config, process: Process, resume_from: str | None) -> Itera
         schedule, per_pass = build_schedule(config, data.stream), images_per_pass(config, process)
         if process.rank == 0:
             notes += resume.discard_future(output, run.step)
-        notes += [f"warning: {caveat}" for caveat in (*evaluation.caveats(), *_caveats(config, per_pass, process))]
+        notes += [f"warning: {caveat}" for caveat in _caveats(config, evaluation, per_pass, process)]
         log = RunLog(output, run.step, data.classes.frequencies, config.train.log_every, enabled=process.rank == 0)
         model = parallel(run.network, process)
         if config.train.compile:
@@ -160,8 +159,12 @@ def _set_seed(config: Config) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def _caveats(config: Config, per_pass: int, process: Process) -> Iterable[str]:
+def _caveats(config: Config, evaluation: Evaluation, per_pass: int, process: Process) -> Iterable[str]:
     """What may surprise about this configuration."""
+    test = config.test
+    yield from evaluation.ground_truth.protocol.caveats(
+        score_threshold=test.score_threshold, detections_per_image=test.detections_per_image
+    )
     norm, batch = config.model.backbone.norm, config.train.batch_size
     together = {"bn": per_pass, "sync_bn": per_pass * process.world_size}.get(norm, batch)
     if together != batch:

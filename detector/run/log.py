@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from ...datasets.loading.loader import Batch
 from ...losses import GradientGuidedLoss
+from ..system.environment import peak_resident_gb
 from ..system.files import append_text, write_text
 from ..system.progress import progress_bar
 
@@ -193,5 +193,4 @@ def warnings_in(log: RunLog, rank: int) -> Iterator[None]:
 def _peak_memory_gb() -> float:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+    return peak_resident_gb()

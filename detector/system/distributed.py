@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from ..errors import ConfigError
+from .processes import birth, machine
 
 # Rank 0 scores LVIS for minutes while the other ranks wait in the next collective.
 _TIMEOUT = timedelta(hours=2)
@@ -27,6 +28,11 @@ class Process(NamedTuple):
     rank: int
     world_size: int
     device: torch.device
+
+
+def this_process() -> Process:
+    """This process by itself, on the CPU."""
+    return Process(0, 1, torch.device("cpu"))
 
 
 @contextmanager
@@ -168,3 +174,14 @@ def on_rank_zero(process: Process, compute: Callable[[], object]) -> object:
     if error is not None:
         raise error
     return value
+
+
+def elastic_job() -> str | None:
+    """What names the torchrun job of this process, the same after each of its restarts; None without torchrun.
+
+    That is --rdzv-id, which must then be given to one job alone; without one, the torchrun process itself.
+    """
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run_id == "none":  # torchrun's default
+        return f"torchrun {os.getppid()} {birth(os.getppid())} on {machine()}"
+    return run_id

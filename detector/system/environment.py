@@ -1,32 +1,56 @@
-"""What the numbers of a run may depend on besides its configuration."""
+"""What the numbers of a run may depend on besides its configuration, and what it takes."""
 
+import math
 import platform
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
-import torch
-import torchvision
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def environment(device: torch.device) -> dict[str, str | int | bool | None]:
-    """What the run's numbers may depend on besides its configuration: versions, machine, the commit of the code."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):  # no git, or the code lies in no checkout
-        commit, changes = None, ""
+def environment() -> dict[str, str | bool | None]:
+    """Versions, machine, the commit of the code; without importing any of the packages."""
+    commit, changes = (_git("rev-parse", "HEAD"), _git("status", "--porcelain")) if _is_checkout() else (None, "")
     return {
         "command": " ".join(sys.argv),
         "commit": commit,
-        "uncommitted_changes": bool(changes.strip()),
+        "uncommitted_changes": bool(changes),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
+        **{name: _version(name) for name in ("torch", "torchvision", "numpy")},
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
     }
+
+
+def _is_checkout() -> bool:
+    """Whether the code lies in a checkout of its own: installed, it may lie in somebody else's."""
+    return (_CHECKOUT / ".git").exists()
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", _CHECKOUT, *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def peak_resident_gb() -> float:
+    """The most memory that this process has had, in GiB; NaN where the system does not say."""
+    if resource is None:
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

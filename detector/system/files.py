@@ -11,6 +11,8 @@ _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 def rename(temporary: Path, path: Path) -> None:
     """Give a file that is written and synced its final name, in place of the file that has it; the name is synced too."""
     os.replace(temporary, path)
+    if os.name == "nt":  # Windows opens no folders
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

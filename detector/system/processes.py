@@ -35,14 +35,3 @@ def birth(pid: int) -> str:
     except PermissionError:  # of somebody else
         pass
     return "alive"
-
-
-def elastic_job() -> str | None:
-    """What names the torchrun job of this process, the same after each of its restarts; None without torchrun.
-
-    That is --rdzv-id, which must then be given to one job alone; without one, the torchrun process itself.
-    """
-    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
-    if run_id == "none":  # torchrun's default
-        return f"torchrun {os.getppid()} {birth(os.getppid())} on {machine()}"
-    return run_id

@@ -85,20 +85,3 @@ class Run:
     def evaluated_network(self) -> RetinaNet:
         """The network to evaluate and to hand out: the averaged one, if there is one."""
         return self.ema.module if self.ema else self.network
-
-
-class StopRequest:
-    """Whether the processes of a run are to stop.
-
-    Attributes:
-        requested: this process was asked to.
-        signal: the name of the signal that asked.
-        agreed: all processes know, and stop after the step which they are in. Set by `training.engine.optimize`.
-    """
-
-    def __init__(self) -> None:
-        self.requested, self.signal, self.agreed = False, "", False
-
-    def ask(self, by: str = "") -> None:
-        """Ask this process to stop."""
-        self.requested, self.signal = True, by

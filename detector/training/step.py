@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...datasets.loading.loader import Batch, Targets
 from ..system.distributed import Process, all_sum
-from .state import Run, StopRequest
+from ..system.stopping import StopRequest
+from .state import Run
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_IN_A_ROW = 10  # skipped steps; more are no accident

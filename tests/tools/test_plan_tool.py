@@ -1,19 +1,20 @@
 import re
 
 
-def test_plan_prints_memory_time_and_messages(call, write_config, tmp_path):
+def test_plan_prints_memory_and_messages(call, write_config, tmp_path):
     config = write_config(tmp_path)
     done = call("plan", "--config", config, "--gpus", 2, "--classes", 30, "--size", "60x90", cwd=tmp_path)
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     assert lines[0] == f"{config}: thin, 30 classes, images of 60x90 padded to 64x96: 126 anchors each"
     assert lines[1] == "2 GPUs x 1 passes x 2 images = train.batch_size 4"
-    for name in ("optimizer state", "logits", "gradient of logits", "chunk of the loss", "all tensors", "losses"):
+    for name in ("optimizer state", "logits", "gradient of logits", "chunk of the loss", "all tensors"):
         assert any(re.match(rf"  {name} +[\d.]+ +[\d.]+$", line) for line in lines), name
     sums = next(line.split() for line in lines if line.startswith("  sums per class (float64)"))
     assert sums[4:7] == ["all-reduce", "1", "480"]  # 2 x 30 x 8
     assert "Assumed, not measured: 10% more memory" in done.out
     assert "warning" not in done.out
+    assert "seconds" not in done.out, "they would rest on assumed rates"
 
 
 def test_plan_takes_classes_and_size_from_the_configuration(call, write_config, tmp_path):

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other in an optimizer step."""
+"""What the processes of a run send each other in an optimizer step."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,7 +19,6 @@ class Collective(NamedTuple):
     kind: str  # "all-reduce", "broadcast" or "all-gather"
     size: int  # bytes of the tensors that a process hands over in a step
     count: int  # calls in a step
-    hidden: bool = False  # whether backward goes on meanwhile
 
     def sent(self, gpus: int) -> float:
         """Bytes that a process sends, in a ring: Patarasuk and Yuan 2009 (doi:10.1016/j.jpdc.2008.09.002)."""
@@ -28,7 +27,7 @@ class Collective(NamedTuple):
 
 
 def collectives(network: nn.Module, criterion: Criterion, *, passes: int) -> list[Collective]:
-    """Every message of a step of `training.engine.optimize` under DistributedDataParallel.
+    """Every message of a step of `training.step.optimize` under DistributedDataParallel.
 
     Args:
         network: in training mode; on the meta device it will do.
@@ -41,7 +40,7 @@ def collectives(network: nn.Module, criterion: Criterion, *, passes: int) -> lis
     # the weights of boxes.
     numbers = [8, 4 * (losses + 3)] + [16] * passes * (criterion.box_weighting != "none")
     messages = [
-        Collective("gradients", "all-reduce", sum(gradients), _num_buckets(gradients), hidden=True),
+        Collective("gradients", "all-reduce", sum(gradients), _num_buckets(gradients)),
         # Those of a type go together.
         Collective("buffers", "broadcast", sum(b.nbytes for b in buffers), len({b.dtype for b in buffers})),
         Collective("counts, losses, norms", "all-reduce", sum(numbers), len(numbers)),

@@ -1,9 +1,8 @@
-"""A plan of training: memory, time and communication of an optimizer step on one of N GPUs."""
+"""A plan of training: memory and communication of an optimizer step on one of N GPUs."""
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import nn
@@ -17,63 +16,28 @@ from longshot.detector.errors import ConfigError
 from longshot.detector.system.distributed import Process
 from longshot.detector.training.optim import build_optimizer
 from longshot.tools.planning.communication import Collective, collectives
-from longshot.tools.planning.kernels import loss_work
-from longshot.tools.planning.meter import AVERAGE, OPTIMIZER
 from longshot.tools.planning.simulation import Simulated, simulate_step
 
 # Judgment: what GPUs are seen to need beyond tensors, for fragments between them, CUDA, cuDNN's workspaces and NCCL.
 FRAGMENTS, RESERVED = 0.1, 2 * 2**30
 
-LOSSES, UPDATE = "losses", "optimizer"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-class Gpu(NamedTuple):
-    """What is assumed of the hardware; by default of an A100 of 80 GB in a cluster. Judgment throughout, nothing measured."""
-
-    memory: float = 80 * 2**30  # bytes
-    fp32: float = 60e12  # FLOP/s sustained in convolutions; 40 % of the data sheet's 156e12 for TF32, PyTorch's default
-    bf16: float = 120e12  # likewise of 312e12
-    memory_bandwidth: float = 1.5e12  # bytes/s; of the data sheet's 2.0e12
-    launch: float = 5e-6  # seconds from one operator to the next, where they are small
-    bandwidth: float = 20e9  # bytes/s between GPUs, each way: 80 % of a link of 200 Gbit/s for each
-    latency: float = 50e-6  # seconds of a small message
-
-
-A100 = Gpu()
-
 
 @dataclass(frozen=True)
 class Plan:
-    """Of one precision. Bytes and seconds of an optimizer step, of one GPU."""
+    """Of one precision. Bytes of an optimizer step, of one GPU."""
 
     precision: str
     num_images: int  # of a pass
     passes: int
     gpus: int
+    gpu_memory: float  # bytes
     simulated: Simulated
     collectives: list[Collective]
-    compute: Counter[str]  # seconds by component
-    hideable: float  # seconds of the last backward pass, in which gradients may travel
-    gpu: Gpu
 
     @property
     def needed(self) -> float:
         """Memory that the GPU must have."""
         return self.simulated.peak.total() * (1 + FRAGMENTS) + RESERVED
-
-    def seconds_of(self, message: Collective) -> float:
-        """How long a message takes."""
-        return message.sent(self.gpus) / self.gpu.bandwidth + message.count * self.gpu.latency
-
-    def seconds(self) -> tuple[float, float]:
-        """The step, if as much of the communication as possible is hidden behind computation, and if none is."""
-        exposed, hidden = (
-            sum(self.seconds_of(message) for message in self.collectives if message.hidden is hides)
-            for hides in (False, True)
-        )
-        shortest = self.compute.total() + exposed
-        return shortest + max(0.0, hidden - self.hideable), shortest + hidden
 
 
 def largest_image(config: Config) -> tuple[int, int]:
@@ -97,7 +61,7 @@ def make_plan(
     num_classes: int,
     image_size: tuple[int, int],
     precision: Literal["fp32", "bf16"],
-    gpu: Gpu = A100,
+    gpu_memory: float = 80 * 2**30,
 ) -> Plan:
     """The plan of a run on images which, padded, all have the same size.
 
@@ -115,19 +79,11 @@ def make_plan(
         network = build_network(config.model, num_classes, pretrained=False).train()
     criterion = build_criterion(config, [1] * num_classes, 1)
     messages = collectives(network, criterion, passes=passes) if gpus > 1 else []
-
-    rate = getattr(gpu, precision)
-    compute = Counter({name: passes * flops / rate for name, flops in simulated.flops.items()})
-    rows = passes * num_images * sum(simulated.rows)
-    work = loss_work(criterion.classification, num_rows=rows, dtype=_DTYPES[precision])
-    compute[LOSSES] = max(work.kernels * gpu.launch, work.traffic / gpu.memory_bandwidth)
-    compute[UPDATE] = _update_traffic(network, simulated) / gpu.memory_bandwidth
-    hideable = (simulated.flops.total() - simulated.forward_flops) / rate
-    return Plan(precision, num_images, passes, gpus, simulated, messages, compute, hideable, gpu)
+    return Plan(precision, num_images, passes, gpus, gpu_memory, simulated, messages)
 
 
 def _check(num_images: int, num_classes: int, image_size: tuple[int, int]) -> None:
-    # Sizes of tensors are counted in 63 bits, and what has K entries is really made, to count the operators of the loss.
+    # Sizes of tensors are counted in 63 bits, and what has K entries in the loss is really made.
     for number, most, name in (
         (num_images, 2**10, "images per pass"), (num_classes, 10**6, "classes"), (max(image_size), 2**15, "pixels a side")
     ):  # fmt: skip
@@ -160,8 +116,3 @@ def _optimizer(config: Config, network: nn.Module) -> Optimizer:
         network, name=options.name, lr=1.0, momentum=options.momentum, weight_decay=options.weight_decay
     )
 
-
-def _update_traffic(network: nn.Module, simulated: Simulated) -> int:
-    """Bytes that the optimizer and the moving average move: gradients are read, the others read and written."""
-    trained = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
-    return 3 * trained + 2 * simulated.peak[OPTIMIZER] + 3 * simulated.peak[AVERAGE]

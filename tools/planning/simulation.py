@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
 from longshot.detector.model.retinanet import RetinaNet
+from longshot.tools.planning.fake_loss import FakeLoss
 from longshot.tools.planning.ledger import Ledger
 from longshot.tools.planning.meter import (
     AVERAGE,
@@ -33,7 +34,6 @@ from longshot.tools.planning.meter import (
     Meter,
     watch,
 )
-from longshot.tools.planning.stand_in import StandIn
 
 
 class Simulated(NamedTuple):
@@ -150,7 +150,7 @@ def _trained(network: nn.Module) -> list[nn.Parameter]:
 def _pass(
     network: RetinaNet, images: list[Tensor], size: tuple[int, int], precision: str, meter: Meter
 ) -> tuple[int, ...]:
-    """Forward, a stand-in for the losses, backward; returns R_l."""
+    """Forward, a fake loss, backward; returns R_l."""
     ledger = meter.ledger
     ledger.phase, ledger.account = FORWARD, PIXELS
     pixels = network.preprocess(images, size)
@@ -161,9 +161,9 @@ def _pass(
     rows = tuple(level.shape[1] for level in outputs.logits)
     # Anchors are kept from step to step; a label is an int64.
     targets = [torch.empty(sum(rows), 4), torch.empty(len(images), sum(rows), dtype=torch.int64)]
-    loss = sum(StandIn.apply(level, ledger, LOGITS_GRADIENT) for level in outputs.logits)
+    loss = sum(FakeLoss.apply(level, ledger, LOGITS_GRADIENT) for level in outputs.logits)
     for of_boxes in (outputs.deltas, outputs.quality or []):
-        loss = loss + sum(StandIn.apply(level, ledger, FEATURES_GRADIENT) for level in of_boxes)
+        loss = loss + sum(FakeLoss.apply(level, ledger, FEATURES_GRADIENT) for level in of_boxes)
     del outputs
     loss.backward()
     meter.enter(BOXES)  # charges the last part of backward

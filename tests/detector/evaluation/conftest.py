@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from longshot.datasets.classes import Classes
 from longshot.detector.evaluation import ColumnarEvaluator, GroundTruth, summarize
 from longshot.detector.evaluation.official import score_with_lvis, score_with_pycocotools
 
@@ -98,9 +99,7 @@ def score(ground_truth_of, columns_of):
         result = summarize(
             curves,
             evaluator.ground_truth,
-            category_ids=[category["id"] for category in categories],
-            class_names=[category["name"] for category in categories],
-            frequencies=[category["frequency"] for category in categories],
+            Classes(*([category[key] for category in categories] for key in ("id", "name", "frequency")), None),
         )
         return Scored(evaluator, curves, result)
 

@@ -6,6 +6,7 @@ import pytest
 
 from longshot.detector.build import build_evaluation
 from longshot.detector.build_data import build_val
+from longshot.detector.evaluation.ground_truth import COCO, LVIS
 from longshot.detector.inference import load_model, predict
 
 
@@ -92,10 +93,10 @@ def test_an_image_that_is_evaluated_twice_or_not_at_all_is_an_error(evaluation_o
             list(replace(evaluation, batches=batches).detections(model.network))
 
 
-def test_numbers_that_are_not_comparable_are_warned_of(evaluation_of):
-    evaluation = evaluation_of()
-    assert evaluation.caveats() == []
-    few = replace(evaluation, postprocess=replace(evaluation.postprocess, detections_per_image=100))
-    assert "test.detections_per_image 100; LVIS numbers are comparable only" in few.caveats()[0]
-    coco = evaluation_of(protocol="coco")
-    assert replace(coco, postprocess=few.postprocess).caveats() == []
+def test_numbers_that_are_not_comparable_are_warned_of():
+    rules = {"score_threshold": 0.0, "detections_per_image": 300}
+    assert LVIS.caveats(**rules) == []
+    (few,) = LVIS.caveats(**rules | {"detections_per_image": 100})
+    assert "test.detections_per_image 100; LVIS numbers are comparable only" in few
+    assert len(LVIS.caveats(**rules | {"score_threshold": 0.01})) == 1
+    assert COCO.caveats(**rules | {"detections_per_image": 100}) == []

@@ -12,7 +12,6 @@ from longshot.detector.evaluation import (
     ColumnarEvaluator,
     GroundTruth,
     columnar,
-    fixed_ap,
     summarize_fixed_ap,
     table,
 )
@@ -41,7 +40,7 @@ def test_fixed_ap_equals_that_of_its_authors_bitwise(
     case = by_image(random_case(seed))
     official = lvis_oracle(case._replace(results=best_of_classes(copy.deepcopy(case.results), count)), per_image=-1)
     truth = ground_truth_of(case.dataset, LVIS)
-    evaluator = ColumnarEvaluator(fixed_ap(truth, detections_per_class=count))
+    evaluator = ColumnarEvaluator(truth.with_fixed_ap_rules(detections_per_class=count))
     evaluator.add(*columns_of(case))
     curves = evaluator.accumulate()
     np.testing.assert_array_equal(curves.precision, official.precision)
@@ -70,7 +69,7 @@ def evaluator_of(protocol, *, num_images=1, num_classes=1, count=10_000, negativ
         protocol, num_images=num_images, num_classes=num_classes, image_index=[0], labels=[0], boxes_xywh=[EVERYTHING],
         areas=[10_000], crowd=[0], ignore=[0], negative_cells=negative_cells,
     )  # fmt: skip
-    return ColumnarEvaluator(fixed_ap(truth, detections_per_class=count))
+    return ColumnarEvaluator(truth.with_fixed_ap_rules(detections_per_class=count))
 
 
 def ap50(evaluator):
@@ -109,7 +108,7 @@ def test_of_equal_scores_those_of_the_first_image_are_taken_then_the_first_of_th
 
 def test_cutting_on_the_way_and_merging_give_the_same_bits(random_case, ground_truth_of, columns_of, monkeypatch):
     case = random_case(500, images=600, detections=4)
-    truth, columns = fixed_ap(ground_truth_of(case.dataset, LVIS), detections_per_class=80), columns_of(case)
+    truth, columns = ground_truth_of(case.dataset, LVIS).with_fixed_ap_rules(detections_per_class=80), columns_of(case)
     whole = ColumnarEvaluator(truth)
     whole.add(*columns)
     assert len(whole.state().score) == 6 * 80  # of 2,400

@@ -2,9 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
 
+from longshot.datasets.classes import Classes
 from longshot.detector.evaluation import COCO, LVIS, ColumnarEvaluator, GroundTruth, summarize, table
 
 
@@ -27,10 +27,10 @@ def evaluator_with(protocol):
     return evaluator
 
 
-def summary(protocol, **options):
+def summary(protocol, frequencies=None, train_images=None, **options):
     evaluator = evaluator_with(protocol)
-    ids, names = np.array([3, 7, 90]), ("ant", "bee", "cat")
-    return summarize(evaluator.accumulate(), evaluator.ground_truth, category_ids=ids, class_names=names, **options)
+    classes = Classes([3, 7, 90], ["ant", "bee", "cat"], frequencies, train_images)
+    return summarize(evaluator.accumulate(), evaluator.ground_truth, classes, **options)
 
 
 def test_lvis_numbers_are_percent_and_none_without_objects():
@@ -54,7 +54,7 @@ def test_coco_has_groups_where_frequencies_are_given():
 
 
 def test_each_class_has_a_row():
-    result = summary(LVIS, frequencies=("r", "f", "c"), train_image_counts=np.array([4, 500, 60]))
+    result = summary(LVIS, frequencies=("r", "f", "c"), train_images=[4, 500, 60])
     assert result["classes"] == [
         {
             "name": "ant",

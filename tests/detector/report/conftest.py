@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from longshot.datasets.annotations.annotations import read_annotations
+from longshot.datasets.classes import Classes
 from longshot.detector.evaluation import COCO, LVIS, DetectionColumns, GroundTruth
-from longshot.detector.report import Subject
+from longshot.detector.report import ValidationSet
 
 
 @pytest.fixture
-def make_subject(tmp_path) -> Callable[..., Subject]:
-    """objects -> Subject; objects are (image, label, xywh). Classes 0, 1, … are rare, common, frequent, rare, …"""
+def make_validation(tmp_path) -> Callable[..., ValidationSet]:
+    """objects -> ValidationSet; objects are (image, label, xywh). Classes 0, 1, … are rare, common, frequent, rare, …"""
 
     def make(
         objects: Sequence[tuple[int, int, Sequence[float]]],
@@ -26,7 +27,7 @@ def make_subject(tmp_path) -> Callable[..., Subject]:
         federated: bool = True,
         frequencies: Sequence[str] | None = ("r", "c", "f"),
         names: Callable[[int], str] = "class {}".format,
-    ) -> Subject:
+    ) -> ValidationSet:
         present = {(image, label) for image, label, _ in objects}
         everything = [(i, k) for i in range(num_images) for k in range(num_classes)]
         absent = [cell for cell in everything if cell not in present] if absent is None else absent
@@ -53,7 +54,9 @@ def make_subject(tmp_path) -> Callable[..., Subject]:
         annotations = read_annotations(path)
         groups = None if frequencies is None else [frequencies[k % len(frequencies)] for k in range(num_classes)]
         truth = GroundTruth.from_annotations(annotations, LVIS if federated else COCO)
-        return Subject(annotations, truth, groups, None if groups is None else list(range(0, 5 * num_classes, 5)))
+        counts = None if groups is None else list(range(0, 5 * num_classes, 5))
+        ids, names = annotations.category_ids.tolist(), list(annotations.class_names)
+        return ValidationSet(annotations, truth, Classes(ids, names, groups, counts))
 
     return make
 
@@ -75,10 +78,10 @@ def columns() -> Callable[..., DetectionColumns]:
 
 
 @pytest.fixture
-def random_case(make_subject, columns) -> Callable[[int], tuple[Subject, DetectionColumns]]:
+def random_case(make_validation, columns) -> Callable[[int], tuple[ValidationSet, DetectionColumns]]:
     """seed -> a federated dataset of 12 images and 6 classes, the last one empty, and detections with tied scores."""
 
-    def make(seed: int) -> tuple[Subject, DetectionColumns]:
+    def make(seed: int) -> tuple[ValidationSet, DetectionColumns]:
         rng = np.random.default_rng(seed)
         objects = [
             (i, int(rng.integers(5)), rng.integers([0, 0, 60, 60], [300, 300, 140, 140]).tolist())
@@ -87,7 +90,7 @@ def random_case(make_subject, columns) -> Callable[[int], tuple[Subject, Detecti
         ]
         present = {(i, k) for i, k, _ in objects}
         others = [(i, k) for i in range(12) for k in range(6) if (i, k) not in present]
-        subject = make_subject(
+        validation = make_validation(
             objects,
             num_images=12,
             num_classes=6,
@@ -104,6 +107,6 @@ def random_case(make_subject, columns) -> Callable[[int], tuple[Subject, Detecti
             box = rng.integers([0, 0, 20, 20], [300, 300, 140, 140]).tolist()
             rows.append((int(rng.integers(12)), int(rng.integers(6)), box, float(rng.integers(1, 20)) / 20))
         rng.shuffle(rows)
-        return subject, columns(*rows)
+        return validation, columns(*rows)
 
     return make

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from longshot.detector.report.average_precision import average_precision, average_precision_of_ranked
-from longshot.detector.report.verdicts import judge
+from longshot.detector.report.verdicts import find_verdicts
 
 
 def test_area_worked_out_by_hand():
@@ -32,11 +32,11 @@ def test_curve_of_one_class_does_not_reach_into_the_next():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_area_is_that_of_the_evaluator(random_case, seed):
-    subject, detections = random_case(seed)
-    judgment, evaluator = judge(subject.ground_truth, detections)
-    counted = ~judgment.ignored
-    num_objects = subject.ground_truth.num_objects[:, 0]
-    ap = average_precision_of_ranked(judgment.label[counted], judgment.true_positive[counted], num_objects)
+    validation, detections = random_case(seed)
+    verdicts, evaluator = find_verdicts(validation.ground_truth, detections)
+    counted = ~verdicts.ignored
+    num_objects = validation.ground_truth.num_objects[:, 0]
+    ap = average_precision_of_ranked(verdicts.label[counted], verdicts.true_positive[counted], num_objects)
     official = evaluator.accumulate().precision[0, :, :, 0, 0].mean(axis=0)
     np.testing.assert_allclose(np.nan_to_num(ap, nan=-1), official, atol=1e-12)
     assert np.isnan(ap[5])

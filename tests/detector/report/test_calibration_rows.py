@@ -3,19 +3,19 @@ import pytest
 
 from longshot.detector.report.calibration import NUM_BINS, in_first_half
 from longshot.detector.report.calibration_rows import bin_rows, calibrate
-from longshot.detector.report.verdicts import judge
+from longshot.detector.report.verdicts import find_verdicts
 
 BOX, FAR = (100, 100, 100, 100), (600, 100, 100, 100)
 
 
 @pytest.fixture
-def case(make_subject, columns):
+def case(make_validation, columns):
     """verdicts in the reported half -> what `calibrate` takes; the fitting half asks for a temperature of 2."""
 
     def make(reported_right=1, federated=True, unchecked=()):
         objects = [(i, 0, BOX) for i in range(12)]
-        subject = make_subject(objects, num_images=12, absent=[(i, 1) for i in range(12)], federated=federated)
-        first = in_first_half(subject.annotations.image_ids)
+        validation = make_validation(objects, num_images=12, absent=[(i, 1) for i in range(12)], federated=federated)
+        first = in_first_half(validation.annotations.image_ids)
         fit, report = np.flatnonzero(first)[:4].tolist(), np.flatnonzero(~first)[:4].tolist()
         # 3 of 4 right at 0.9, and 1 of 4 at 0.1: see test_calibration.
         rows = [(i, 0, BOX if n < 3 else FAR, 0.9) for n, i in enumerate(fit)]
@@ -23,7 +23,7 @@ def case(make_subject, columns):
         rows += [(i, 0, BOX if n < reported_right else FAR, 0.9) for n, i in enumerate(report)]
         rows += [(report[0], 2, BOX, score) for score in unchecked]
         detections = columns(*rows)
-        return subject, judge(subject.ground_truth, detections)[0], detections
+        return validation, find_verdicts(validation.ground_truth, detections)[0], detections
 
     return make
 
@@ -54,14 +54,14 @@ def test_unchecked_classes_count_only_where_it_is_said(case):
     assert "unchecked as wrong" not in {row["group"] for row in calibrate(*case(federated=False)).rows}
 
 
-def test_scores_that_are_no_probabilities_have_no_calibration(make_subject, columns):
-    subject, detections = make_subject([(0, 0, BOX)]), columns((0, 0, BOX, 1.5))
-    assert calibrate(subject, judge(subject.ground_truth, detections)[0], detections) is None
+def test_scores_that_are_no_probabilities_have_no_calibration(make_validation, columns):
+    validation, detections = make_validation([(0, 0, BOX)]), columns((0, 0, BOX, 1.5))
+    assert calibrate(validation, find_verdicts(validation.ground_truth, detections)[0], detections) is None
 
 
-def test_without_a_temperature_there_is_no_after(make_subject, columns):
-    subject, detections = make_subject([(0, 0, BOX)]), columns()
-    calibration = calibrate(subject, judge(subject.ground_truth, detections)[0], detections)
+def test_without_a_temperature_there_is_no_after(make_validation, columns):
+    validation, detections = make_validation([(0, 0, BOX)]), columns()
+    calibration = calibrate(validation, find_verdicts(validation.ground_truth, detections)[0], detections)
     assert calibration.temperature is None
     assert {row["temperature"] for row in bin_rows(calibration)} == {"before"}
     assert "D-ECE after" not in calibration.rows[0]

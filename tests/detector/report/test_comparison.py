@@ -10,22 +10,22 @@ BOX, FAR = (100, 100, 100, 100), (600, 100, 100, 100)
 
 @pytest.fixture
 def compare(tmp_path):
-    """(subject, {name: detections}) -> compare.json, and the text of the page"""
+    """(validation, {name: detections}) -> compare.json, and the text of the page"""
 
-    def run(subject, runs, **options):
-        path = write_comparison(tmp_path / "out", subject, runs.items(), **{"resamples": 20} | options)
+    def run(validation, runs, **options):
+        path = write_comparison(tmp_path / "out", validation, runs.items(), **{"resamples": 20} | options)
         return json.loads(path.with_suffix(".json").read_text()), path.read_text()
 
     return run
 
 
 @pytest.fixture
-def halves(make_subject, columns):
+def halves(make_validation, columns):
     """20 images with an object of class 0: one run finds all, the other half of them."""
-    subject = make_subject([(i, 0, BOX) for i in range(20)], num_images=20)
+    validation = make_validation([(i, 0, BOX) for i in range(20)], num_images=20)
     every = columns(*((i, 0, BOX, 0.5 + i / 100) for i in range(20)))
     half = columns(*((i, 0, BOX, 0.5 + i / 100) for i in range(10)))
-    return subject, {"half": half, "every": every}
+    return validation, {"half": half, "every": every}
 
 
 def test_runs_stand_side_by_side(compare, halves):
@@ -55,8 +55,8 @@ def test_differences_are_paired(compare, halves):
 
 
 def test_a_run_does_not_differ_from_itself(compare, random_case):
-    subject, detections = random_case(0)
-    numbers, page = compare(subject, {"a": detections, "b": detections, "c": detections})
+    validation, detections = random_case(0)
+    numbers, page = compare(validation, {"a": detections, "b": detections, "c": detections})
     assert len(numbers["differences"]) == 2
     for row in numbers["differences"]:
         assert {value for key, value in row.items() if key != "difference"} <= {0, None}
@@ -76,9 +76,9 @@ def test_tables_are_files_too(compare, halves, tmp_path):
     assert rows[1]["every - half"] == ""
 
 
-def test_run_without_detections_has_ap_zero(compare, make_subject, columns):
-    subject = make_subject([(0, 0, BOX)], frequencies=None)
-    numbers, page = compare(subject, {"found": columns((0, 0, BOX, 0.5)), "nothing": columns()})
+def test_run_without_detections_has_ap_zero(compare, make_validation, columns):
+    validation = make_validation([(0, 0, BOX)], frequencies=None)
+    numbers, page = compare(validation, {"found": columns((0, 0, BOX, 0.5)), "nothing": columns()})
     assert numbers["differences"][0]["AP"] == pytest.approx(-100)
     assert "-100.0" in page
     assert "validation objects stand in" in page

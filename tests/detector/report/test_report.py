@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from longshot.datasets import DataError
+from longshot.detector.evaluation.metrics import summarize
 from longshot.detector.report import write_report
 
 VOID = {"meta", "img"}
@@ -47,10 +48,10 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def write(tmp_path):
-    """(subject, detections, options) -> the page, parsed"""
+    """(validation, detections, options) -> the page, parsed"""
 
-    def run(subject, detections, **options):
-        path = write_report(tmp_path / "report", subject, detections, source={"results": "dets.npz"}, **options)
+    def run(validation, detections, **options):
+        path = write_report(tmp_path / "report", validation, detections, source={"results": "dets.npz"}, **options)
         return Page(path.read_text(encoding="utf-8"))
 
     return run
@@ -62,10 +63,10 @@ def rows_of(path):
 
 
 def test_page_needs_nothing_from_elsewhere(write, random_case, tmp_path):
-    subject, detections = random_case(0)
+    validation, detections = random_case(0)
     for i in range(12):
         Image.fromarray(np.zeros((1000, 1000, 3), np.uint8)).save(tmp_path / f"{i}.png")
-    page = write(subject, detections, images=tmp_path)
+    page = write(validation, detections, images=tmp_path)
     text = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "http" not in text
     assert "url(" not in text.replace("url(#", "")
@@ -84,8 +85,8 @@ def test_page_has_every_section(write, random_case):
 
 
 def test_head_says_what_was_evaluated(write, random_case):
-    subject, detections = random_case(0)
-    text = write(subject, detections, score_threshold=0.05).text
+    validation, detections = random_case(0)
+    text = write(validation, detections, score_threshold=0.05).text
     assert "dets.npz" in text
     assert "12 images" in text
     assert f"{len(detections.scores)}: {len(detections.scores) / 12:.1f} per image" in text
@@ -95,25 +96,25 @@ def test_head_says_what_was_evaluated(write, random_case):
 
 
 def test_numbers_are_those_of_the_evaluation(write, random_case, tmp_path):
-    subject, detections = random_case(1)
-    write(subject, detections)
+    validation, detections = random_case(1)
+    write(validation, detections)
     from longshot.detector.evaluation import ColumnarEvaluator
 
-    evaluator = ColumnarEvaluator(subject.ground_truth)
+    evaluator = ColumnarEvaluator(validation.ground_truth)
     evaluator.add(*detections)
     curves = evaluator.accumulate()
-    expected = subject.summarize(curves)
+    expected = summarize(curves, validation.ground_truth, validation.classes)
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert {key: report[key] for key in expected if key != "classes"} == {
         key: value for key, value in expected.items() if key != "classes"
     }
     table = rows_of(tmp_path / "report" / "report_classes.csv")
-    assert [row["name"] for row in table] == list(subject.annotations.class_names)
+    assert [row["name"] for row in table] == list(validation.classes.names)
     for k, row in enumerate(table[:5]):
         assert float(row["AP"]) == expected["classes"][k]["AP"]
         assert float(row["AP50"]) == pytest.approx(100 * curves.precision[0, :, k, 0, 0].mean())
         assert float(row["AR"]) == pytest.approx(100 * curves.recall[:, k, 0, 0].mean())
-        labels, images = subject.annotations.labels == k, subject.annotations.object_images
+        labels, images = validation.annotations.labels == k, validation.annotations.object_images
         assert int(row["num_images"]) == len(set(images[labels].tolist()))
     # The class without objects has no numbers.
     assert (table[5]["AP"], table[5]["threshold"], table[5]["num_images"]) == ("", "", "0")
@@ -142,29 +143,29 @@ def test_counts_of_groups_add_up(write, random_case, tmp_path):
     assert report["confusions"][0]["shown"] >= report["confusions"][-1]["shown"]
 
 
-def test_without_detections_there_is_a_report(write, make_subject, columns, tmp_path):
-    page = write(make_subject([(0, 0, (0, 0, 50, 50))]), columns())
+def test_without_detections_there_is_a_report(write, make_validation, columns, tmp_path):
+    page = write(make_validation([(0, 0, (0, 0, 50, 50))]), columns())
     assert "0: 0.0 per image (0 to 0); 0 count" in page.text
     assert json.loads((tmp_path / "report" / "report.json").read_text())["AP"] == 0
 
 
-def test_without_objects_there_is_a_report(write, make_subject, columns, tmp_path):
-    page = write(make_subject([]), columns((0, 0, (0, 0, 50, 50), 0.5)))
+def test_without_objects_there_is_a_report(write, make_validation, columns, tmp_path):
+    page = write(make_validation([]), columns((0, 0, (0, 0, 50, 50), 0.5)))
     assert json.loads((tmp_path / "report" / "report.json").read_text())["AP"] is None
     assert "background" in page.text
 
 
-def test_classes_without_known_frequencies_have_no_groups(write, make_subject, columns, tmp_path):
-    subject = make_subject([(0, 0, (0, 0, 50, 50))], frequencies=None, federated=False)
-    page = write(subject, columns((0, 0, (0, 0, 50, 50), 0.5)))
+def test_classes_without_known_frequencies_have_no_groups(write, make_validation, columns, tmp_path):
+    validation = make_validation([(0, 0, (0, 0, 50, 50))], frequencies=None, federated=False)
+    page = write(validation, columns((0, 0, (0, 0, 50, 50), 0.5)))
     assert "validation objects stand in" in page.text
     assert "gain in AP50 r" not in page.text
     (row, *_) = rows_of(tmp_path / "report" / "report_errors.csv")
     assert set(row) == {"error", "dAP", "shown", "count"}
 
 
-def test_scores_that_are_no_probabilities_are_said_to_be_none(write, make_subject, columns):
-    page = write(make_subject([(0, 0, (0, 0, 50, 50))]), columns((0, 0, (0, 0, 50, 50), 7.0)))
+def test_scores_that_are_no_probabilities_are_said_to_be_none(write, make_validation, columns):
+    page = write(make_validation([(0, 0, (0, 0, 50, 50))]), columns((0, 0, (0, 0, 50, 50), 7.0)))
     assert "no probabilities" in page.text
 
 
@@ -180,9 +181,9 @@ def test_missing_images_are_an_error_before_the_work(write, random_case, tmp_pat
     assert not (tmp_path / "report").exists()
 
 
-def test_names_of_classes_are_text_and_not_markup(write, make_subject, columns):
-    subject = make_subject([(0, 0, (0, 0, 50, 50))], names="<script>alert({})</script>&".format)
-    page = write(subject, columns((0, 0, (0, 0, 50, 50), 0.5), (0, 1, (0, 0, 50, 50), 0.6)))
+def test_names_of_classes_are_text_and_not_markup(write, make_validation, columns):
+    validation = make_validation([(0, 0, (0, 0, 50, 50))], names="<script>alert({})</script>&".format)
+    page = write(validation, columns((0, 0, (0, 0, 50, 50), 0.5), (0, 1, (0, 0, 50, 50), 0.6)))
     assert page.tags.count("script") == 1
     assert "<script>alert(1)</script>&" in page.text
 
@@ -193,9 +194,9 @@ def test_points_tell_their_class(write, random_case):
     assert "class 3: " in page.text
 
 
-def test_thousand_classes_make_a_page_of_moderate_size(write, make_subject, columns, tmp_path):
+def test_thousand_classes_make_a_page_of_moderate_size(write, make_validation, columns, tmp_path):
     objects = [(0, k, (k, 0, 50, 50)) for k in range(1000)]
-    subject = make_subject(objects, num_classes=1203)
-    page = write(subject, columns(*((0, k, (k, 0, 50, 50), 0.5) for k in range(300))))
+    validation = make_validation(objects, num_classes=1203)
+    page = write(validation, columns(*((0, k, (k, 0, 50, 50), 0.5) for k in range(300))))
     assert (tmp_path / "report" / "report.html").stat().st_size < 2e6
     assert "class 1202" in page.text

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from longshot.detector.run.log import RunLog
-from longshot.detector.system.environment import environment
 from longshot.losses import EqualizedFocalLoss
 
 FREQUENCIES = ["f", "r", "f", "r", "f"]
@@ -161,10 +160,3 @@ def test_tensorboard_gets_scalars_and_pictures(make_log, tmp_path):
     assert [e.step for e in events.Images("detections")] == [2]
     train(make_log(step=1), 1, 2)  # a resumed run: step 2 anew
     assert [e.step for e in EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")] == [1, 2]
-
-
-def test_the_environment_is_plain_values():
-    found = environment(torch.device("cpu"))
-    assert found == json.loads(json.dumps(found))
-    assert found["torch"] == torch.__version__
-    assert {"command", "commit", "uncommitted_changes", "python", "device", "threads"} <= found.keys()

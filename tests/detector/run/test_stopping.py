@@ -16,10 +16,9 @@ from longshot.detector.run import loop
 from longshot.detector.run import resume as resuming
 from longshot.detector.run.lifecycle import Session
 from longshot.detector.run.loop import train
-from longshot.detector.run.preemption import SIGNALS, stop_on_signals
 from longshot.detector.run.resume import what_to_resume
 from longshot.detector.system.files import write_text
-from longshot.detector.training.state import StopRequest
+from longshot.detector.system.stopping import SIGNALS, StopRequest, stop_on_signals
 from longshot.tools.checks.soak import compare
 
 EFL_EMA = {"train": {"ema_decay": 0.9}}

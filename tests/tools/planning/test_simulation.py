@@ -13,7 +13,7 @@ from longshot.detector.config.yaml_files import merge
 from longshot.detector.training.optim import build_optimizer
 from longshot.detector.training.state import Run
 from longshot.detector.training.step import optimize
-from longshot.tools.planning import meter, stand_in
+from longshot.tools.planning import fake_loss, meter
 from longshot.tools.planning.ledger import Ledger
 from longshot.tools.planning.plan import simulate
 
@@ -79,7 +79,7 @@ def test_bytes_kept_for_backward_are_those_that_autograd_saves(model, precision)
 )
 def test_peak_is_that_of_a_real_step(model, precision, passes, cpu, monkeypatch):
     monkeypatch.setattr("longshot.losses.kernel.CHUNK", 2**14)  # else its 8 MB would be most of the memory
-    monkeypatch.setattr(stand_in, "CHUNK", 2**14)
+    monkeypatch.setattr(fake_loss, "CHUNK", 2**14)
     config = config_of(model)
     network = network_of(config)
     run = Run(

@@ -9,7 +9,7 @@ from longshot.tools.planning.ledger import Ledger
 from longshot.tools.planning.meter import CHUNK_OF_LOSS, LOGITS_GRADIENT
 
 
-class StandIn(torch.autograd.Function):
+class FakeLoss(torch.autograd.Function):
     """A loss that takes the memory of `losses.kernel.focal_sum`, which asks where the positives are; fakes cannot tell.
 
     In full precision its forward makes the gradient, for half types its backward does, in both a chunk at a time.
