@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -39,6 +39,14 @@ class Shapes(NamedTuple):
     folder: Path  # of the images
     train: Path
     val: Path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _caches(tmp_path_factory) -> Iterator[None]:
+    """Caches of annotation files are not put into the user's folder, by subprocesses neither."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        yield
 
 
 @pytest.fixture(scope="session")

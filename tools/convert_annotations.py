@@ -7,7 +7,7 @@ from pathlib import Path
 def main() -> None:
     arguments = vars(_arguments())
     from longshot.datasets import convert, read_annotations
-    from longshot.datasets.images.transforms import usable_objects
+    from longshot.datasets.images.reading import usable_objects
     from longshot.detector.errors import readable_errors
 
     write, out = getattr(convert, arguments.pop("convert")), arguments.pop("out")

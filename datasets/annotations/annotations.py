@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from . import cache as annotation_cache
+from .cache import Texts
 from .coco import CocoImage, Objects, decode
-from .texts import Texts
 
 # Far above every dataset there is. Curves of precision take 100 kB for each class, the head of a detector as much.
 MAX_CLASSES = 2**16

@@ -2,6 +2,9 @@
 
 Its first line is the CRC-32 of all that follows it and the version of this code, its second the manifest in JSON. Then come the
 arrays as they lie in memory, each at a multiple of 64 bytes. It may be deleted at any time.
+
+Not safetensors: its numpy reader copies what it reads, and the one that maps needs torch, which tools that check a dataset or
+score detections do without.
 """
 
 import hashlib
@@ -11,7 +14,7 @@ import mmap
 import os
 import secrets
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -26,7 +29,7 @@ _ENDS = 2**16  # bytes
 _ALIGNMENT = 64
 _FIRST_LINE = 8 + 1 + 32 + 1  # bytes: CRC-32, space, version, line feed
 # What these modules make of a file is in the cache. A version number would have to be remembered at each change.
-_CODE = ("cache.py", "annotations.py", "coco.py", "coco_stream.py", "texts.py")
+_CODE = ("cache.py", "annotations.py", "coco.py", "coco_stream.py")
 
 
 class Key(NamedTuple):
@@ -35,6 +38,31 @@ class Key(NamedTuple):
     size: int
     modified: int  # nanoseconds
     ends: str  # hash of the first and the last 64 KiB
+
+
+class Texts(Sequence[str]):
+    """Texts one after the other in an array of bytes: a Python object each would be copied into every worker process."""
+
+    def __init__(self, content: NDArray[np.uint8], offsets: NDArray[np.int64]):
+        self.content, self.offsets = content, offsets  # UTF-8 of all; text i is content[offsets[i] : offsets[i + 1]]
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "Texts":
+        """The texts as columns."""
+        # JSON can hold half of a surrogate pair, which strict UTF-8 cannot.
+        encoded = [text.encode(errors="surrogatepass") for text in texts]
+        offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start = range(len(self))[index]  # negative ones count from the end, and those beyond it are an IndexError
+        content = self.content[self.offsets[start] : self.offsets[start + 1]]
+        return content.tobytes().decode(errors="surrogatepass")
 
 
 class Cached(NamedTuple):
@@ -63,32 +91,44 @@ def digest_of(path: Path) -> str:
 
 
 def load(path: Path, key: Key) -> Cached | None:
-    """What `save` has kept of this very file, by this very code; None if that is nowhere, whole and up to date.
+    """What `save` has kept of this very file, by this very code; None if that is not there, whole and up to date.
 
     A file whose time of modification alone has changed is hashed, and the cache is kept if it is the same file.
     """
-    for place in _places(path):
-        try:
-            manifest, arrays = _opened(place)
-        except (OSError, ValueError):  # not there, or not as we wrote it
-            continue
-        known, digest, details = Key(*manifest["key"]), manifest["digest"], manifest["details"]
-        if known == key:
-            return Cached(place, digest, details, arrays)
-        if known._replace(modified=key.modified) == key and digest == digest_of(path):
-            fresh = _written(path, key, digest, arrays, details)
-            return fresh or Cached(place, digest, details, arrays)
-    return None
+    place = cache_path(path)
+    try:
+        manifest, arrays = _opened(place) if place else ({}, {})
+    except (OSError, ValueError):  # not there, or not as we wrote it
+        return None
+    if not manifest:
+        return None
+    stored, digest, details = Key(*manifest["key"]), manifest["digest"], manifest["details"]
+    if stored == key:
+        return Cached(place, digest, details, arrays)
+    if stored._replace(modified=key.modified) != key or digest != digest_of(path):
+        return None
+    return _written(path, key, digest, arrays, details) or Cached(place, digest, details, arrays)
 
 
 def save(path: Path, key: Key, arrays: Mapping[str, NDArray], details: Mapping[str, Any]) -> Cached | None:
     """What was read from a file, now from the cache; None if the file has changed since it had `key`, or no folder takes it.
 
-    The cache is `.NAME.longshot` beside the file or, where that cannot be written, in the user's folder of caches. It
-    replaces an older one in one step: of processes that write at the same time one wins, and all are served.
+    The cache replaces an older one in one step: of processes that write at the same time one wins, and all are served.
     """
     digest = digest_of(path)
     return _written(path, key, digest, arrays, details) if key_of(path) == key else None
+
+
+def cache_path(path: Path) -> Path | None:
+    """Where the cache of an annotation file lies, in the user's folder of caches; None if there is no such folder.
+
+    Not beside the file: data folders are tracked, shared and read-only.
+    """
+    folder = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(folder):  # there is no home, or a setting that the XDG standard says to ignore
+        return None
+    whose = hashlib.blake2b(os.fsencode(path.resolve()), digest_size=8).hexdigest()
+    return Path(folder) / "longshot" / "annotations" / f"{path.name}.{whose}"
 
 
 def _written(
@@ -96,36 +136,26 @@ def _written(
 ) -> Cached | None:
     columns = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
     manifest = {"key": key, "digest": digest, "columns": columns, "details": details}
-    failures = []
-    for place in _places(path):
+    place, problem = cache_path(path), "there is no folder for caches"
+    if place:
         # Not the process's id: processes on different machines may share the folder.
         temporary = place.with_name(f"{place.name}.{secrets.token_hex(4)}.tmp")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            if not place.parent.stat().st_mode & 0o222:  # which does not stop root, who is in many a container
-                raise PermissionError("nobody may write to this folder")
             _write(temporary, manifest, arrays)
             kept, mapped = _opened(temporary)
             os.replace(temporary, place)
             return Cached(place, digest, kept["details"], mapped)
         except (OSError, ValueError) as error:
-            failures.append(f"{place}: {error}")
+            problem = f"{place}: {error}"
         finally:
             with suppress(OSError):  # on a read-only file system even where there is nothing to remove
                 temporary.unlink(missing_ok=True)
     _log.warning(
-        f"{path}: cannot be cached, so that every process reads it anew and holds a copy of its own ({'; '.join(failures)}); "
-        "make either folder writable, or set XDG_CACHE_HOME to one that is"
+        f"{path}: cannot be cached, so that every process reads it anew and holds a copy of its own ({problem}); make that "
+        "folder writable, or set XDG_CACHE_HOME to one that is"
     )
     return None
-
-
-def _places(path: Path) -> Iterator[Path]:
-    yield path.with_name(f".{path.name}.longshot")
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    if caches.is_absolute():  # else there is no home, or a setting that the XDG standard says to ignore
-        whose = hashlib.blake2b(os.fsencode(path.resolve()), digest_size=8).hexdigest()
-        yield caches / "longshot" / "annotations" / f"{path.name}.{whose}"
 
 
 def _write(file: Path, manifest: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> None:

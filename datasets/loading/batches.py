@@ -1,20 +1,18 @@
 """What a batch holds, and how one is read. A batch is a function of the dataset, the seed and its number alone."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import DataError, UnreadableImage
+from ..errors import DataError
 from ..images.transforms import View
 from .dataset import DetectionDataset, Targets
 from .samplers import TrainingStream
-from .scenes import Scene, others_nearby, read_scene, single
+from .scenes import Read, Scene, others_nearby, read_scene, single
 from .unreadable import SceneReader, ShowingOthers
-from .workers import Watch
 
 
 class Batch(NamedTuple):
@@ -28,7 +26,7 @@ class Batch(NamedTuple):
     padded_sizes: list[tuple[int, int]]  # height, width that each image is to be padded to
     # Into the annotations: images that could not be read. In training others are shown; in evaluation, the mean color.
     unreadable: tuple[int, ...] = ()
-    warnings: tuple[str, ...] = ()  # why not, and what else went wrong on the way here
+    warnings: tuple[str, ...] = ()  # why not
 
     @property
     def padded_size(self) -> tuple[int, int]:
@@ -43,26 +41,18 @@ class Packed(NamedTuple):
     pixels: Tensor  # of all images, one after the other, each (h, w, 3)
     sizes: list[tuple[int, int]]
     targets: list[tuple[NDArray, ...]]
-    image_indices: list[int]
-    image_ids: list[int]
-    original_sizes: list[tuple[int, int]]
-    padded_sizes: list[tuple[int, int]]
-    unreadable: tuple[int, ...]
-    warnings: tuple[str, ...]
+    rest: dict[str, Any]  # the other fields of the Batch
 
-    def unpack(self, more_warnings: Sequence[str] = ()) -> Batch:
-        """The batch, with `more_warnings` before its own."""
+    def pin_memory(self) -> "Packed":
+        """The same with pixels that go to a GPU while the host goes on; DataLoader asks for it."""
+        return self._replace(pixels=self.pixels.pin_memory())
+
+    def unpack(self) -> Batch:
+        """The batch."""
         parts = self.pixels.split([3 * height * width for height, width in self.sizes])
-        return Batch(
-            images=[part.view(*size, 3).permute(2, 0, 1) for part, size in zip(parts, self.sizes, strict=True)],
-            targets=[Targets(*map(torch.from_numpy, arrays)) for arrays in self.targets],
-            image_indices=self.image_indices,
-            image_ids=self.image_ids,
-            original_sizes=self.original_sizes,
-            padded_sizes=self.padded_sizes,
-            unreadable=self.unreadable,
-            warnings=(*more_warnings, *self.warnings),
-        )
+        images = [part.view(*size, 3).permute(2, 0, 1) for part, size in zip(parts, self.sizes, strict=True)]
+        targets = [Targets(*map(torch.from_numpy, arrays)) for arrays in self.targets]
+        return Batch(images=images, targets=targets, **self.rest)
 
 
 class TrainingBatches:
@@ -88,18 +78,17 @@ class TrainingBatches:
         self.dataset, self._stream, self._draw, self._share, self._seed = dataset, stream, draw, share, seed
         self._pad_multiple, self._pad_together = pad_multiple, pad_together
 
-    def __call__(self, step: int, watch: Watch) -> Packed | DataError:
-        """The batch, or why there is none."""
+    def __call__(self, step: int, read: Read) -> Packed | DataError:
+        """The batch, or why there is none; `read` is `DetectionDataset.read`, or what stands for it."""
         scenes = self._draw(step)
         together = [scenes[i : i + self._pad_together] for i in range(0, len(scenes), self._pad_together)]
         # Also those of other processes and passes.
         padded = [padded_size([scene.size for scene in group], self._pad_multiple) for group in together]
         sizes = [padded[i // self._pad_together] for i in self._share]
-        return _read(self.dataset, [scenes[i] for i in self._share], self._readers(step, watch), sizes)
+        return _read(self.dataset, [scenes[i] for i in self._share], self._readers(step, read), sizes)
 
-    def _readers(self, step: int, watch: Watch) -> list[SceneReader]:
+    def _readers(self, step: int, read: Read) -> list[SceneReader]:
         """One for each scene of this process's share."""
-        read = partial(_read_watched, self.dataset, watch)
         if self._seed is None:
             return [SceneReader(read) for _ in self._share]
         positions = [position for _, position in self._stream.step(step)]
@@ -128,11 +117,11 @@ class EvaluationBatches:
         self.dataset, self._order, self._view, self._reader = dataset, order, view, reader
         self._batch_size, self._pad_multiple = batch_size, pad_multiple
 
-    def __call__(self, number: int, watch: Watch) -> Packed | DataError:
+    def __call__(self, number: int, read: Read) -> Packed | DataError:
         """The batch, or why there is none."""
         indices = self._order[number * self._batch_size : (number + 1) * self._batch_size].tolist()
         scenes = [single(index, self._view(self.dataset.size(index))) for index in indices]
-        readers = [self._reader(partial(_read_watched, self.dataset, watch)) for _ in scenes]
+        readers = [self._reader(read) for _ in scenes]
         padded = padded_size([scene.size for scene in scenes], self._pad_multiple)
         return _read(self.dataset, scenes, readers, [padded] * len(scenes))
 
@@ -141,17 +130,6 @@ def padded_size(sizes: Sequence[tuple[int, int]], multiple: int) -> tuple[int, i
     """The smallest (height, width) of multiples of `multiple` that holds images of all these sizes."""
     height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
     return height, width
-
-
-def _read_watched(dataset: DetectionDataset, watch: Watch, index: int, view: View) -> tuple[Tensor, Targets]:
-    """As `DetectionDataset.read`, known to the parent of this process; raises for images that are deadly."""
-    if index in watch.deadly:
-        raise UnreadableImage(f"{dataset.path(index)}: reading it has killed two processes ({dataset.called(index)})")
-    watch.busy_with(index)
-    try:
-        return dataset.read(index, view)
-    finally:
-        watch.busy_with(Watch.NOTHING)
 
 
 def _read(
@@ -165,14 +143,14 @@ def _read(
     shown = [(reader.shown or [scene.index])[0] for reader, scene in zip(readers, scenes, strict=True)]
     unreadable = [index for reader in readers for index in reader.unreadable]
     image_indices = dataset.image_indices[shown].tolist()
-    return Packed(
-        pixels=torch.cat([image.permute(1, 2, 0).flatten() for image in images]),
-        sizes=[scene.size for scene in scenes],
-        targets=[tuple(tensor.numpy() for tensor in target) for target in targets],
-        image_indices=image_indices,
-        image_ids=dataset.annotations.image_ids[image_indices].tolist(),
-        original_sizes=[dataset.size(index) for index in shown],
-        padded_sizes=padded_sizes,
-        unreadable=tuple(dataset.image_indices[unreadable].tolist()) if unreadable else (),
-        warnings=tuple(dict.fromkeys(warning for reader in readers for warning in reader.warnings)),
-    )
+    rest = {
+        "image_indices": image_indices,
+        "image_ids": dataset.annotations.image_ids[image_indices].tolist(),
+        "original_sizes": [dataset.size(index) for index in shown],
+        "padded_sizes": padded_sizes,
+        "unreadable": tuple(dataset.image_indices[unreadable].tolist()) if unreadable else (),
+        "warnings": tuple(dict.fromkeys(warning for reader in readers for warning in reader.warnings)),
+    }
+    pixels = torch.cat([image.permute(1, 2, 0).flatten() for image in images])
+    arrays = [tuple(tensor.numpy() for tensor in target) for target in targets]
+    return Packed(pixels, [scene.size for scene in scenes], arrays, rest)

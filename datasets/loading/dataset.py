@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..annotations.annotations import Annotations
 from ..errors import DataError, UnreadableImage
-from ..images.boxes import clipped_boxes, usable_objects
-from ..images.reading import check_images, read_image
+from ..images.reading import check_images, clipped_boxes, read_image, usable_objects
 from ..images.transforms import View, apply_view, visible_fraction
 
 # An object of which less than this fraction of its box is left in the crop can no longer be told: it is ignored.

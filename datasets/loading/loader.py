@@ -1,5 +1,6 @@
 """Batches of images and targets, read ahead by worker processes: any number of them gives the same bits."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Literal
@@ -10,12 +11,13 @@ from ..errors import DataError, UnreadableImage
 from ..images.augmentation import Augmentation
 from ..images.transforms import View, resized_size
 from .batches import Batch, EvaluationBatches, Packed, TrainingBatches, padded_size
-from .casualties import Casualties
 from .dataset import DetectionDataset, Targets
 from .samplers import TrainingStream
 from .scenes import draw_scenes
 from .unreadable import SceneReader, ShowingNothing
-from .workers import Watch, compute_ahead
+from .workers import read_ahead
+
+_log = logging.getLogger(__name__)
 
 __all__ = [
     "Batch", "BatchLoader", "DetectionDataset", "Targets", "evaluation_loader", "padded_size", "training_loader",
@@ -25,23 +27,18 @@ __all__ = [
 class BatchLoader:
     """Batches by their numbers, in order, read ahead by worker processes. Can be iterated again and again.
 
-    Iterating raises DataError for an image that cannot be read, or a worker that dies, unless `on_unreadable` is "replace".
+    Iterating raises DataError for a worker that dies, and for an image that cannot be read unless it is to be replaced.
+    What a batch warns of is logged, each warning once.
     """
 
-    def __init__(
-        self,
-        batches: TrainingBatches | EvaluationBatches,
-        numbers: Sequence[int],
-        workers: int,
-        on_unreadable: Literal["stop", "replace"],
-    ):
+    def __init__(self, batches: TrainingBatches | EvaluationBatches, numbers: Sequence[int], workers: int):
         self._batches, self._numbers, self._workers = batches, numbers, workers
-        self._casualties = Casualties(batches.dataset, tolerant=on_unreadable == "replace")
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def __iter__(self) -> Iterator[Batch]:
+        logged: set[str] = set()
         for packed in self._packed():
             if isinstance(packed, UnreadableImage):
                 raise UnreadableImage(
@@ -49,12 +46,16 @@ class BatchLoader:
                 )
             if isinstance(packed, DataError):
                 raise packed
-            yield packed.unpack(self._casualties.since_the_last_batch())
+            for warning in packed.rest["warnings"]:
+                if warning not in logged:
+                    logged.add(warning)
+                    _log.warning(warning)
+            yield packed.unpack()
 
     def _packed(self) -> Iterator[Packed | DataError]:
         if self._workers == 0:
-            return (self._batches(number, Watch()) for number in self._numbers)
-        return compute_ahead(self._batches, self._numbers, workers=self._workers, on_death=self._casualties)
+            return (self._batches(number, self._batches.dataset.read) for number in self._numbers)
+        return read_ahead(self._batches, self._numbers, self._workers)
 
 
 def training_loader(
@@ -90,8 +91,7 @@ def training_loader(
         pad_together: so many consecutive images of a step are padded to the size of the largest of them; None for all.
             Padding leaks into results, so that it must not depend on processes and passes.
         workers: processes that read images; 0 reads in this one.
-        on_unreadable: "replace" shows another image in place of one that cannot be read (see `ShowingOthers`), and starts
-            workers that die again.
+        on_unreadable: "replace" shows another image in place of one that cannot be read (see `ShowingOthers`).
 
     Raises:
         ValueError: the batch cannot be dealt evenly, or a pass would hold images of several padded sizes.
@@ -114,7 +114,7 @@ def training_loader(
         dataset, stream, draw, pad_multiple=pad_multiple, pad_together=pad_together or stream.batch_size, share=share,
         seed=seed if on_unreadable == "replace" else None,
     )  # fmt: skip
-    return BatchLoader(batches, range(start_step, start_step + num_steps), workers, on_unreadable)
+    return BatchLoader(batches, range(start_step, start_step + num_steps), workers)
 
 
 def evaluation_loader(
@@ -135,8 +135,7 @@ def evaluation_loader(
     take whole batches from it, so that an image is padded alike whatever the number of processes. The last may be short.
 
     Args:
-        on_unreadable: "replace" shows nothing where an image cannot be read (see `ShowingNothing`), and starts workers that
-            die again.
+        on_unreadable: "replace" shows nothing where an image cannot be read (see `ShowingNothing`).
     """
     order = np.argsort(dataset.sizes[:, 0] / dataset.sizes[:, 1], kind="stable")
     view = partial(_test_view, short_side=short_side, long_side=long_side)
@@ -144,7 +143,7 @@ def evaluation_loader(
         dataset, order, view, batch_size=batch_size, pad_multiple=pad_multiple,
         reader=ShowingNothing if on_unreadable == "replace" else SceneReader,
     )  # fmt: skip
-    return BatchLoader(batches, range(rank, -(-len(dataset) // batch_size), world_size), workers, on_unreadable)
+    return BatchLoader(batches, range(rank, -(-len(dataset) // batch_size), world_size), workers)
 
 
 def _test_view(size: tuple[int, int], *, short_side: int, long_side: int) -> View:

@@ -1,166 +1,113 @@
-"""Processes that compute ahead what is asked for by numbers, and start again when one of them dies.
+"""Worker processes that read batches ahead, by torch's DataLoader; one that dies names the image that it was reading."""
 
-Not torch's DataLoader: it tells of a dead process by an exception which a signal raises in the main thread, wherever that
-is, in the middle of an optimizer step as well.
-"""
-
-import atexit
+import multiprocessing
+import os
 import signal
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from functools import partial
-from typing import NamedTuple, TypeVar
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch import multiprocessing as mp
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-_AHEAD = 2  # numbers that a process is given before the result of the first is taken
-_PATIENCE = 5.0  # seconds until a process that has closed its pipe, or was killed, must be gone
+from ..errors import DataError
+from ..images.transforms import View
+from .batches import EvaluationBatches, Packed, TrainingBatches
+from .dataset import Targets
 
-T = TypeVar("T")
+_NOTHING = -1
+_ADVICE = {
+    "SIGKILL": "most likely there was too little memory: lower data.workers, or give the machine more",
+    "SIGBUS": "most likely /dev/shm is full: enlarge it (docker run --shm-size), or set data.workers=0",
+}
 
 
-class Watch:
-    """What a process writes down for its parent to know what it was busy with, should it die.
+class _ByNumber(Dataset):
+    """Batches for a DataLoader; each worker writes down what it is reading, for its parent to know should it die."""
 
-    Args:
-        busy: (2,) int64, in memory that is shared: the number, and the item with `busy_with`; NOTHING for neither.
-        deadly: items that have killed processes before.
+    def __init__(self, batches: TrainingBatches | EvaluationBatches, workers: int):
+        self._batches = batches
+        self.busy = torch.full((workers, 3), _NOTHING).share_memory_()  # process, number and image of each worker
+
+    def __getitem__(self, number: int) -> Packed | DataError:
+        self._busy_with = self.busy[get_worker_info().id]
+        self._busy_with[0], self._busy_with[1] = os.getpid(), number
+        return self._batches(number, self._read)
+
+    def _read(self, index: int, view: View) -> tuple[Tensor, Targets]:
+        self._busy_with[2] = index
+        found = self._batches.dataset.read(index, view)
+        self._busy_with[2] = _NOTHING
+        return found
+
+
+def read_ahead(
+    batches: TrainingBatches | EvaluationBatches, numbers: Sequence[int], workers: int
+) -> Iterator[Packed | DataError]:
+    """The batches of the numbers, in order, read by `workers` processes, above 0.
+
+    Raises DataError when a worker has died, a few seconds after it did: with the signal, the image and what to do.
     """
-
-    NOTHING = -1
-
-    def __init__(self, busy: Tensor | None = None, deadly: frozenset[int] = frozenset()):
-        self._busy = torch.full((2,), self.NOTHING) if busy is None else busy
-        self.deadly = deadly
-
-    def busy_with(self, item: int) -> None:
-        """Write down an item of the number, or NOTHING."""
-        self._busy[1] = item
-
-
-class Death(NamedTuple):
-    """How a process has died."""
-
-    pid: int
-    exit_code: int  # minus the number of a signal; above 0: by an exception, which it has printed
-    number: int  # what it was busy with
-    item: int  # or Watch.NOTHING
-
-
-def compute_ahead(
-    compute: Callable[[int, Watch], T],
-    numbers: Sequence[int],
-    *,
-    workers: int,
-    on_death: Callable[[Death], frozenset[int]],
-) -> Iterator[T]:
-    """compute(number, watch) of each number, in order. One that a process has died of is given to a new process.
-
-    Args:
-        workers: processes, above 0.
-        on_death: is told of each death, and says what items are deadly, or raises.
-    """
-    team = [_Worker(compute) for _ in range(min(workers, len(numbers)))]
-    dismiss = atexit.register(partial(_dismiss, team))  # an exception may keep this generator to the end of the program
+    by_number = _ByNumber(batches, min(workers, max(1, len(numbers))))
+    loader = DataLoader(
+        by_number, batch_size=None, sampler=numbers, collate_fn=_as_it_is, num_workers=len(by_number.busy),
+        worker_init_fn=_prepare_worker, pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else it would draw from the random numbers of training
+    )  # fmt: skip
+    others = multiprocessing.active_children()
+    with _own_signal_handler():
+        iterator = iter(loader)
+    team = [child for child in multiprocessing.active_children() if child not in others]
     try:
-        ahead = _AHEAD * len(team)
-        for k, number in enumerate(numbers[:ahead]):
-            team[k % len(team)].order(number)
-        for k in range(len(numbers)):
-            worker = team[k % len(team)]
-            while isinstance(result := worker.result(), Death):
-                worker.start_again(on_death(result))
-            if k + ahead < len(numbers):
-                worker.order(numbers[k + ahead])
-            yield result
+        yield from iterator
+    except RuntimeError as error:
+        for worker in team:
+            if worker.exitcode is not None and worker.exitcode < 0:
+                raise DataError(_what_happened(batches, by_number.busy.tolist(), worker)) from error
+        raise  # an exception, which the worker has printed
+
+
+def _what_happened(
+    batches: TrainingBatches | EvaluationBatches, busy: list[list[int]], worker: multiprocessing.Process
+) -> str:
+    number, image = next((rest for process, *rest in busy if process == worker.pid), (_NOTHING, _NOTHING))
+    cause = signal.Signals(-worker.exitcode).name
+    of_image = "no image"
+    if image != _NOTHING:
+        of_image = f"{batches.dataset.path(image)} ({batches.dataset.called(image)})"
+    return (
+        f"worker process {worker.pid}, which reads images, was ended by {cause} in batch {number}, reading {of_image}; "
+        f"{advice(cause)}"
+    )
+
+
+def advice(cause: str) -> str:
+    """What to do about a process that was ended by the signal of that name while it read an image."""
+    return _ADVICE.get(cause, "the file may crash its decoder: look at it, replace it, or take it out of the annotations")
+
+
+@contextmanager
+def _own_signal_handler() -> Iterator[None]:
+    """Keep the handler of SIGCHLD: DataLoader's would raise wherever the main thread is, in mid-step as well."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
     finally:
-        atexit.unregister(dismiss)
-        dismiss()
+        if before is not None:  # not installed by Python
+            signal.signal(signal.SIGCHLD, before)
 
 
-class _Worker:
-    """A process with a pipe of its own: nothing is left locked, or half written, for others when it dies."""
-
-    def __init__(self, compute: Callable[[int, Watch], object]):
-        self._compute = compute
-        self._ordered: deque[int] = deque()
-        self._deadly: frozenset[int] = frozenset()
-        self._busy = torch.full((2,), Watch.NOTHING).share_memory_()
-        self._start()
-
-    def order(self, number: int) -> None:
-        """Have it computed, after what was ordered before."""
-        self._ordered.append(number)
-        self._send(number)
-
-    def result(self) -> object | Death:
-        """Of the number that was ordered first; a Death if the process is gone without having handed it over."""
-        try:
-            result = self._pipe.recv()
-        except (EOFError, OSError):  # also where pixels, which stay with the process until now, went with it
-            self._process.join(_PATIENCE)
-            if self._process.exitcode is None:
-                raise
-            return Death(self._process.pid, self._process.exitcode, *self._busy.tolist())
-        self._ordered.popleft()
-        return result
-
-    def start_again(self, deadly: frozenset[int]) -> None:
-        """Replace a dead process; the new one gets all that has been ordered and not handed over."""
-        self._pipe.close()
-        self._deadly = deadly
-        self._busy.fill_(Watch.NOTHING)
-        self._start()
-        for number in self._ordered:
-            self._send(number)
-
-    def kill(self) -> None:
-        """End the process at once: it writes nothing that could be lost."""
-        self._process.kill()
-
-    def join(self) -> None:
-        """Wait for its end."""
-        self._process.join(_PATIENCE)
-        self._pipe.close()
-
-    def _start(self) -> None:
-        self._pipe, its_end = mp.Pipe()
-        self._process = mp.Process(target=_serve, args=(self._compute, its_end, self._pipe, self._busy), daemon=True)
-        self._process.start()
-        its_end.close()  # or the pipe would stay open when the process dies
-
-    def _send(self, number: int) -> None:
-        with suppress(OSError):  # it is dead, which `result` finds out when its turn comes
-            self._pipe.send((number, self._deadly))
+def _as_it_is(packed: Packed | DataError) -> Packed | DataError:
+    return packed
 
 
-def _dismiss(team: Sequence[_Worker]) -> None:
-    for worker in team:
-        worker.kill()
-    for worker in team:
-        worker.join()
-
-
-def _serve(compute: Callable[[int, Watch], object], pipe: object, parents_end: object, busy: Tensor) -> None:
-    """Compute what is ordered through the pipe until the parent closes it, or dies."""
-    parents_end.close()  # which came along; with it open, the pipe would never end
+def _prepare_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this
     outlive_termination()
-    torch.set_num_threads(1)
-    while True:
-        try:
-            number, deadly = pipe.recv()
-        except (EOFError, OSError):
-            return
-        busy[0] = number
-        result = compute(number, Watch(busy, deadly))
-        try:
-            pipe.send(result)
-        except OSError:
-            return
 
 
 def outlive_termination() -> None:

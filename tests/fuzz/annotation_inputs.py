@@ -13,8 +13,9 @@ from mutations import Raw, changed, damaged, dumped, replaced
 from specimens import annotations, plain_json, write_dataset
 
 from longshot.datasets.annotations.annotations import Annotations, read_annotations
+from longshot.datasets.annotations.cache import cache_path
 from longshot.datasets.classes import Classes
-from longshot.datasets.images.boxes import usable_objects
+from longshot.datasets.images.reading import usable_objects
 from longshot.datasets.loading.dataset import DetectionDataset
 from longshot.datasets.loading.loader import evaluation_loader
 from longshot.datasets.loading.samplers import training_stream
@@ -53,7 +54,7 @@ class AnnotationFiles:
 
     def read(self) -> tuple[bytes, Annotations]:
         """All that happens to an annotation file before training, once parsed and once from the cache."""
-        cache = self.path.with_name(f".{self.path.name}.longshot")
+        cache = cache_path(self.path)
         cache.unlink(missing_ok=True)
         known, again = read_annotations(self.path), read_annotations(self.path)
         assert known.cached, "it was not cached"

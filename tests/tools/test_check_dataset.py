@@ -122,7 +122,7 @@ def test_drawn_dataset_of_a_configuration_is_good(call, write_config, tmp_path):
         ((*TRAIN, *VAL[2:]), "--val-images: needs --val-annotations too"),
         ((*TRAIN, "data.flip=0"), "data.flip=0: only together with --config"),
         ((*TRAIN, "--config", "x.yaml"), "--annotations, --images cannot be used together with --config"),
-        ((*TRAIN, "--workers", "0"), "expected at least 1, found 0"),
+        ((*TRAIN, "--workers", "0"), "expected a whole number of at least 1, found '0'"),
         ((*TRAIN, "--json", "images"), "--json: images is a folder; name a file"),
         (("--config", "empty.yaml", "data.generate={folder: x, categories: 2}"), "empty.yaml: data.generate: "),
         (("--config", "empty.yaml"), "empty.yaml: data.train.annotations is not set"),

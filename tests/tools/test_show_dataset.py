@@ -49,4 +49,4 @@ def test_bad_arguments_give_one_line(call, is_error, write_config, tmp_path, arg
 def test_no_image_at_all_is_a_usage_error(call, tmp_path):
     done = call("show_dataset", "--config", "tiny.yaml", "--count", "0", cwd=tmp_path)
     assert done.code == 2
-    assert "--count: expected at least 1, found 0" in done.err
+    assert "--count: expected a whole number of at least 1, found '0'" in done.err

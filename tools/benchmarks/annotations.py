@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from longshot.datasets.annotations.annotations import Annotations, read_annotations
+from longshot.datasets.annotations.cache import cache_path
 from longshot.datasets.annotations.coco import CocoFile
 from longshot.datasets.loading.loader import DetectionDataset
 from longshot.detector.system.progress import progress_bar
@@ -70,7 +71,7 @@ def _parse(path: Path) -> CocoFile:
 
 
 def _read_first(path: Path) -> Annotations:
-    path.with_name(f".{path.name}.longshot").unlink(missing_ok=True)
+    cache_path(path).unlink(missing_ok=True)
     return read_annotations(path)
 
 
@@ -191,7 +192,7 @@ def _proportional_set_size(who: int | str) -> int:
     own = _sum_of_sizes(Path(f"/proc/{who}/smaps_rollup").read_text(), "Pss_Anon:", "Pss_Shmem:")
     # One block of lines for each mapping, the first of which ends with the name of the file.
     mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path(f"/proc/{who}/smaps").read_text(), flags=re.MULTILINE)
-    return own + sum(_sum_of_sizes(m, "Pss:") for m in mappings if m.partition("\n")[0].endswith(".longshot"))
+    return own + sum(_sum_of_sizes(m, "Pss:") for m in mappings if "/longshot/annotations/" in m.partition("\n")[0])
 
 
 def _sum_of_sizes(text: str, *fields: str) -> int:

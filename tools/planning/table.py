@@ -49,7 +49,7 @@ def _memory(plans: Sequence[Plan]) -> list[str]:
         f"  fits in {plans[0].gpu_memory / 2**30:g} GiB": lambda plan: (
             "yes" if plan.needed <= plan.gpu_memory else "NO"
         ),
-        "TFLOP of convolutions per step": lambda plan: f"{plan.passes * plan.simulated.flops.total() / 1e12:.2f}",
+        "  TFLOP of convolutions per step": lambda plan: f"{plan.passes * plan.simulated.flops.total() / 1e12:.2f}",
     }
     return lines + _rows(columns, plans)
 

@@ -15,7 +15,7 @@ from longshot.datasets import DataError
 from longshot.datasets.annotations import annotations
 from longshot.datasets.annotations import cache as annotation_cache
 from longshot.datasets.annotations.annotations import Annotations, read_annotations
-from longshot.datasets.annotations.texts import Texts
+from longshot.datasets.annotations.cache import Texts, cache_path
 
 
 @pytest.fixture(autouse=True)
@@ -55,15 +55,6 @@ def values(read: Annotations) -> dict:
     }
 
 
-def beside(path):
-    return path.with_name(f".{path.name}.longshot")
-
-
-def block(place):
-    """Let no file be put there, even by root, whom no permission stops."""
-    (place / "occupied").mkdir(parents=True)
-
-
 def is_mapped(array) -> bool:
     while isinstance(array, np.ndarray):
         array = array.base
@@ -82,7 +73,7 @@ def test_second_open_is_mapped_and_says_the_same(write, content, parses):
     first, second = read_annotations(path), read_annotations(path)
     assert parses == [path]
     assert values(first) == values(second) == parsed
-    assert second.cached.file == beside(path)
+    assert second.cached.file == cache_path(path)
     arrays = [v for v in vars(second).values() if isinstance(v, np.ndarray)]
     assert len(arrays) == 14
     for array in (*arrays, second.file_names.content, second.file_names.offsets):
@@ -145,7 +136,7 @@ def test_touched_file_is_hashed_once_and_not_parsed(big, parses, monkeypatch):
     os.utime(big, ns=(0, 0))
     assert values(read_annotations(big)) == values(annotations._parse(big))
     monkeypatch.setattr(annotation_cache, "digest_of", None)
-    assert read_annotations(big).cached.file == beside(big)
+    assert read_annotations(big).cached.file == cache_path(big)
     assert parses == [big, big]  # the second by this test
 
 
@@ -194,11 +185,11 @@ def flipped(cache, at):
 )
 def test_damaged_cache_is_made_anew(write, content, parses, damage):
     path = write(content)
-    expected, whole = values(read_annotations(path)), beside(path).read_bytes()
-    damage(beside(path))
+    expected, whole = values(read_annotations(path)), cache_path(path).read_bytes()
+    damage(cache_path(path))
     assert values(read_annotations(path)) == expected
     assert len(parses) == 2
-    assert beside(path).read_bytes() == whole
+    assert cache_path(path).read_bytes() == whole
 
 
 def test_cache_of_another_version_of_the_code_is_made_anew(write, content, parses, monkeypatch):
@@ -213,10 +204,10 @@ def test_cache_of_another_version_of_the_code_is_made_anew(write, content, parse
 
 def test_version_is_the_text_of_the_modules_that_read(monkeypatch, tmp_path):
     folder = shutil.copytree(os.path.dirname(annotation_cache.__file__), tmp_path / "datasets")
-    monkeypatch.setattr(annotation_cache, "__file__", str(folder / "annotation_cache.py"))
+    monkeypatch.setattr(annotation_cache, "__file__", str(folder / "cache.py"))
     version = annotation_cache._code.__wrapped__
     assert version() == annotation_cache._code()
-    for module in ("annotations.py", "coco.py", "coco_stream.py", "texts.py", "annotation_cache.py"):
+    for module in ("annotations.py", "coco.py", "coco_stream.py", "cache.py"):
         before = version()
         (folder / module).write_text((folder / module).read_text() + "#")
         assert version() != before
@@ -227,65 +218,33 @@ def test_cache_of_another_file_is_made_anew(write, content):
     read_annotations(path)
     content["annotations"][0]["bbox"][2] = 21
     other = write(content, "other.json")
-    shutil.copyfile(beside(path), beside(other))
+    shutil.copyfile(cache_path(path), cache_path(other))
     shutil.copystat(path, other)  # same size, same time
     assert read_annotations(other).boxes_xywh[4].tolist() == [10, 5, 21, 10]
 
 
-def test_copy_takes_its_cache_along(write, content, parses, tmp_path):
-    path = write(content)
-    read_annotations(path)
-    (tmp_path / "copy").mkdir()
-    copy = tmp_path / "copy" / path.name
-    shutil.copyfile(path, copy)
-    shutil.copyfile(beside(path), beside(copy))
-    assert values(read_annotations(copy)) == values(read_annotations(path))
-    assert read_annotations(copy).path == copy
-    assert parses == [path]
+# ------------------------------------------------------------------------------------------------------ where it is put
 
 
-# -------------------------------------------------------------------------------------------------- where it cannot be put
-
-
-def test_folder_marked_read_only_is_left_alone_even_by_root(write, content, parses, tmp_path, home):
+def test_the_cache_lies_in_the_users_folder_and_leaves_that_of_the_data_alone(write, content, parses, tmp_path, home):
     (tmp_path / "data").mkdir()
     path = write(content, "data/train.json")
-    path.parent.chmod(0o555)
     for _ in range(2):
-        assert read_annotations(path).cached.file.is_relative_to(home)
+        assert read_annotations(path).cached.file.parent == home / "longshot" / "annotations"
     assert parses == list(path.parent.iterdir()) == [path]
 
 
-def test_cache_beside_the_file_is_read_though_the_folder_is_read_only(write, content, parses, tmp_path):
-    (tmp_path / "data").mkdir()
-    path = write(content, "data/train.json")
-    read_annotations(path)
-    path.parent.chmod(0o555)
-    assert read_annotations(path).cached.file == beside(path)
-    assert parses == [path]
+def test_windows_has_a_folder_of_its_own_for_caches(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    assert cache_path(tmp_path / "train.json").is_relative_to(tmp_path / "local")
 
 
-def test_cache_goes_to_the_users_folder_where_the_one_beside_cannot_be_written(write, content, parses, home, caplog):
-    path = write(content)
-    block(beside(path))
-    first, second = read_annotations(path), read_annotations(path)
-    assert second.cached.file.parent == home / "longshot" / "annotations"
-    assert values(first) == values(second)
-    assert (parses, caplog.messages) == ([path], [])
-    assert {place.name for place in path.parent.iterdir()} == {
-        path.name,
-        beside(path).name,
-        "home",
-    }  # nothing half-done
-
-
-def test_files_of_one_name_have_caches_of_their_own_in_the_users_folder(write, content, parses, tmp_path, home):
+def test_files_of_one_name_have_caches_of_their_own(write, content, parses, tmp_path, home):
     paths = [write(content)]
     content["annotations"].pop()
     (tmp_path / "b").mkdir()
     paths.append(write(content, "b/train.json"))
-    for path in paths:
-        block(beside(path))
     for _ in range(2):
         assert [len(read_annotations(path).labels) for path in paths] == [6, 5]
     assert len(parses) == 2
@@ -295,7 +254,6 @@ def test_files_of_one_name_have_caches_of_their_own_in_the_users_folder(write, c
 def test_without_any_place_the_file_is_read_all_the_same(write, content, caplog, tmp_path, monkeypatch, setting):
     path = write(content)
     expected = values(annotations._parse(path))
-    block(beside(path))
     (tmp_path / "a file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", setting if setting.startswith("rel") else str(tmp_path / setting))
     with caplog.at_level(logging.WARNING):
@@ -304,7 +262,6 @@ def test_without_any_place_the_file_is_read_all_the_same(write, content, caplog,
     assert values(read) == values(pickle.loads(pickle.dumps(read))) == expected
     (message,) = caplog.messages
     assert "train.json: cannot be cached" in message
-    assert f"{beside(path)}: " in message
     assert "set XDG_CACHE_HOME" in message
 
 
@@ -340,8 +297,8 @@ def test_processes_that_read_at_once_all_end_well(write, content):
     assert [results.get(timeout=30) for _ in processes] == [expected] * 4
     for process in processes:
         process.join(30)
-    assert read_annotations(path).cached.file == beside(path)
-    assert not list(path.parent.glob(".*.tmp"))
+    assert read_annotations(path).cached.file == cache_path(path)
+    assert not list(cache_path(path).parent.glob("*.tmp"))
 
 
 def test_writers_at_the_same_moment_do_not_meet(write, content, home, monkeypatch):
@@ -356,8 +313,8 @@ def test_writers_at_the_same_moment_do_not_meet(write, content, home, monkeypatc
     monkeypatch.setattr(annotation_cache, "_write", interrupted)
     read = read_annotations(path)
     assert values(read) == values(others[1])
-    assert read.cached.file == others[1].cached.file == beside(path)
-    assert not home.exists()
+    assert read.cached.file == others[1].cached.file == cache_path(path)
+    assert list(cache_path(path).parent.iterdir()) == [cache_path(path)]
 
 
 def test_pickle_is_the_name_of_the_file_and_not_its_content(write, content, parses):
@@ -392,5 +349,5 @@ def test_open_annotations_outlive_their_cache(write, content):
     content["annotations"].pop()
     write(content)
     assert len(read_annotations(path).labels) == 5
-    beside(path).unlink()
+    cache_path(path).unlink()
     assert values(read) == expected

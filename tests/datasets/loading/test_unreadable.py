@@ -3,10 +3,8 @@
 import os
 import signal
 import zlib
-from functools import partial
 from itertools import islice
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,13 +12,12 @@ from PIL import Image
 from longshot.datasets import DataError, read_annotations
 from longshot.datasets.errors import UnreadableImage
 from longshot.datasets.images.transforms import View
-from longshot.datasets.loading.casualties import MOST_IN_A_ROW, Casualties
 from longshot.datasets.loading.dataset import DetectionDataset
 from longshot.datasets.loading.loader import evaluation_loader, training_loader
 from longshot.datasets.loading.samplers import TrainingStream
 from longshot.datasets.loading.scenes import others_nearby
 from longshot.datasets.loading.unreadable import MOST_TRIED, ShowingOthers, fitting
-from longshot.datasets.loading.workers import Death, Watch, compute_ahead
+from longshot.datasets.loading.workers import advice
 
 TRAINING = {"short_sides": (24, 32), "long_side": 48, "flip": 0.5, "pad_multiple": 16, "seed": 3}
 EVALUATION = {"short_side": 32, "long_side": 48, "pad_multiple": 16, "batch_size": 3}
@@ -185,64 +182,7 @@ def test_evaluation_shows_nothing_in_its_place(dataset, workers):
     assert len(targets.boxes) == 0
 
 
-# Workers that die. `compute` is what a worker does; the first time (or each time) it meets a number it kills itself.
-
-
-def killing(number, watch, *, sick, proof=None, with_signal=signal.SIGKILL):
-    watch.busy_with(10 * number)
-    if number in sick and (proof is None or not proof.exists()) and 10 * number not in watch.deadly:
-        if proof:
-            proof.touch()
-        os.kill(os.getpid(), with_signal)
-    watch.busy_with(Watch.NOTHING)
-    return torch.full((3,), number)
-
-
-def test_what_a_worker_has_died_of_is_given_to_another(tmp_path):
-    deaths = []
-
-    def on_death(death):
-        deaths.append(death)
-        return frozenset()
-
-    compute = partial(killing, sick=[4], proof=tmp_path / "died")
-    found = compute_ahead(compute, range(3, 12), workers=2, on_death=on_death)
-    assert [tensor.tolist() for tensor in found] == [[n] * 3 for n in range(3, 12)]
-    assert [(death.exit_code, death.number, death.item) for death in deaths] == [(-signal.SIGKILL, 4, 40)]
-
-
-def test_an_image_that_kills_twice_is_deadly(dataset):
-    casualties = Casualties(dataset, tolerant=True)
-    death = Death(pid=7, exit_code=-signal.SIGSEGV, number=5, item=SICK)
-    assert casualties(death) == frozenset()
-    assert casualties(death) == {SICK}
-    told = casualties.since_the_last_batch()
-    assert len(told) == 2
-    assert told[0].startswith("process 7, which reads images, was ended by SIGSEGV in batch 5, reading ")
-    assert f"{dataset.path(SICK)} (image {dataset.annotations.image_ids[SICK]} of" in told[0]
-    assert casualties.since_the_last_batch() == []
-
-
-def test_more_deaths_in_a_row_than_accidents_are_an_error(dataset):
-    casualties = Casualties(dataset, tolerant=True)
-    deaths = [Death(7, -signal.SIGKILL, 5, Watch.NOTHING)] * MOST_IN_A_ROW
-    for death in deaths:
-        casualties(death)
-    casualties.since_the_last_batch()
-    for death in deaths:
-        casualties(death)
-    with pytest.raises(
-        DataError, match="the death number 4 in a row without a batch; most likely there was too little"
-    ):
-        casualties(deaths[0])
-
-
-def test_a_dead_worker_is_an_error_with_signal_path_and_advice(dataset):
-    casualties = Casualties(dataset, tolerant=False)
-    with pytest.raises(DataError, match=r"SIGBUS in batch 5, reading no image; most likely /dev/shm is full.*replace"):
-        casualties(Death(7, -signal.SIGBUS, 5, Watch.NOTHING))
-    with pytest.raises(RuntimeError, match="exit code 1"):
-        casualties(Death(7, 1, 5, Watch.NOTHING))
+# Workers that die.
 
 
 class Deadly(DetectionDataset):
@@ -254,22 +194,44 @@ class Deadly(DetectionDataset):
         return super().read(index, view)
 
 
+@pytest.mark.parametrize("on_unreadable", ["stop", "replace"])
 @pytest.mark.parametrize("load", ["training", "evaluation"])
-def test_an_image_that_kills_its_reader_is_got_over(shapes, folder, dataset, load):
-    deadly = Deadly(dataset.annotations, folder)
-    cut_off(folder / dataset.path(SICK).name)  # for the comparison: unreadable, too, but harmless
+def test_a_worker_that_dies_names_signal_image_and_what_to_do(folder, dataset, load, on_unreadable):
+    deadly, options = Deadly(dataset.annotations, folder), {"workers": 2, "on_unreadable": on_unreadable}
+    image = f"{dataset.path(SICK)} \\(image {dataset.annotations.image_ids[SICK]} of"
+    loaded = train if load == "training" else lambda *args, **more: list(evaluation_loader(*args, **EVALUATION, **more))
+    with pytest.raises(DataError, match=rf"was ended by SIGKILL in batch \d+, reading {image}.*lower data.workers"):
+        loaded(deadly, **options)
 
-    def batches(source, **options):
-        if load == "training":
-            return train(source, workers=2, **options)
-        return list(evaluation_loader(source, **EVALUATION, workers=2, **options))
 
-    with pytest.raises(DataError, match=rf"was ended by SIGKILL in batch \d+, reading {dataset.path(SICK)} \(image"):
-        batches(deadly)
-    found, expected = (batches(source, on_unreadable="replace") for source in (deadly, dataset))
-    for a, b in zip(found, expected, strict=True):
-        assert all(np.array_equal(x, y) for x, y in zip(a.images, b.images, strict=True))
-        assert (a.image_ids, a.unreadable) == (b.image_ids, b.unreadable)
-    told = [w for batch in found for w in batch.warnings]
-    assert sum("another goes on from there" in w for w in told) in (2, 3)  # 3: both workers were at it when one died
-    assert any("reading it has killed two processes" in w for w in told)
+def test_what_to_do_depends_on_the_signal():
+    assert "enlarge it (docker run --shm-size)" in advice("SIGBUS")
+    assert "too little memory" in advice("SIGKILL")
+    assert "crash its decoder" in advice("SIGSEGV")
+
+
+def test_a_worker_that_dies_disturbs_nobody_in_the_middle_of_a_step(folder, dataset):
+    deadly, before = Deadly(dataset.annotations, folder), signal.getsignal(signal.SIGCHLD)
+    batches = iter(evaluation_loader(deadly, **EVALUATION, workers=2))
+    assert signal.getsignal(signal.SIGCHLD) == before, "DataLoader's would raise wherever the main thread is"
+    with pytest.raises(DataError, match="was ended by SIGKILL"):
+        for _ in batches:
+            pass
+
+
+def test_an_error_of_ours_in_a_worker_keeps_its_traceback(folder, dataset):
+    class Wrong(DetectionDataset):
+        def read(self, index, view):
+            raise KeyError("an error of ours")
+
+    with pytest.raises(KeyError, match="an error of ours"):
+        list(evaluation_loader(Wrong(dataset.annotations, folder), **EVALUATION, workers=1))
+
+
+def test_a_packed_batch_is_pinned_by_its_pixels_alone(dataset, monkeypatch):
+    packed = next(evaluation_loader(dataset, **EVALUATION)._packed())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor + 1)
+    pinned = packed.pin_memory()
+    assert torch.equal(pinned.pixels, packed.pixels + 1)
+    assert pinned[1:] == packed[1:], "lists of tuples stay what they are"
+    assert pinned.unpack().padded_size == packed.unpack().padded_size

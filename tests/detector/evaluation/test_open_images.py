@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from longshot.datasets import DataError, read_annotations
+from longshot.datasets.classes import Classes
 from longshot.detector.evaluation.ground_truth import GroundTruth
 from longshot.detector.evaluation.open_images import (
     OPEN_IMAGES,
@@ -275,8 +276,7 @@ def test_file_without_negative_labels_is_refused(tmp_path):
 def test_summary_and_table(annotations):
     evaluator = OpenImagesEvaluator(open_images_truth(annotations))
     evaluator.add([0, 0], [0, 2], [[1, 1, 8, 8], FAR], [0.9, 0.8])
-    names = {"category_ids": annotations.category_ids, "class_names": annotations.class_names}
-    result = summarize_open_images(evaluator, **names, train_instance_counts=np.array([70, 5, 9]))
+    result = summarize_open_images(evaluator, Classes.of_file(annotations), train_instance_counts=np.array([70, 5, 9]))
     assert result["AP50"] == 50  # 100 and 0; cats have no object
     assert result["AP50_groups"] == [0, None, 100]
     assert result["support"] == {"classes": 2, "objects": 2}
@@ -289,7 +289,7 @@ def test_summary_and_table(annotations):
         "AP50 50.0",
         "by training boxes, rarest fifth first: 0.0, n/a, 100.0",
     ]
-    assert summarize_open_images(evaluator, **names)["AP50_groups"] is None
+    assert summarize_open_images(evaluator, Classes.of_file(annotations))["AP50_groups"] is None
 
 
 def test_groups_are_fifths_of_the_classes_from_rare_to_frequent():

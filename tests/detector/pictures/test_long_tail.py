@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from longshot.datasets.annotations.cache import cache_path
 from longshot.datasets.classes import Classes
 from longshot.datasets.loading.dataset import Targets
 from longshot.datasets.loading.loader import Batch
@@ -55,7 +56,7 @@ def test_description_shortens_a_long_list_of_classes(data):
 def test_description_says_where_the_annotations_are_cached(data):
     annotations = data.train.annotations
     text = describe(data)
-    assert f"({annotations.path}, cached in {annotations.path.with_name('.train.json.longshot')})" in text
+    assert f"({annotations.path}, cached in {cache_path(annotations.path)})" in text
 
 
 def test_description_names_the_images_and_classes_that_come_most_often(data):

@@ -38,9 +38,9 @@ def slow_verdicts(validation, detections):
 def test_verdicts_and_found_objects_are_those_of_a_loop(random_case, seed):
     validation, detections = random_case(seed)
     verdicts, _ = find_verdicts(validation.ground_truth, detections)
-    verdicts, found = slow_verdicts(validation, detections)
+    expected, found = slow_verdicts(validation, detections)
     words = np.select([verdicts.true_positive, verdicts.ignored], ["right", "ignored"], "wrong")
-    assert dict(zip(verdicts.index.tolist(), words.tolist(), strict=True)) == verdicts
+    assert dict(zip(verdicts.index.tolist(), words.tolist(), strict=True)) == expected
     assert set(np.flatnonzero(verdicts.found).tolist()) == found
     assert len(found) > 10
 
