@@ -60,6 +60,7 @@ class Session:
         share_buffers(network)
         result = self.evaluation.run(network)
         if result is not None:
+            self.lock.check()  # it may have taken long
             folder.record(self.log, run, result, self.config.eval.best_metric)
             if self.config.eval.pictures:
                 folder.save_picture(self.log, run.step, build_pictures(self.config, self.data, network))
@@ -90,6 +91,7 @@ class Session:
     def skip_or_raise(self, step: NonFiniteStep, batch: Batch) -> dict[str, float]:
         """Keep a step that is not finite for inspection; returns its numbers if it may be left out, else raises it."""
         run, train = self.run, self.config.train
+        self.lock.check()
         folder.keep_nonfinite_step(self.log, run, self.config, self.process, step, batch)
         if train.on_nonfinite == "stop" or run.skipped_in_a_row == MOST_IN_A_ROW:
             raise step
@@ -114,7 +116,7 @@ class Session:
 def open_run(config: Config, process: Process, resume_from: str | None) -> Iterator[Session]:
     """Hold the run folder and set up all that training needs, at the step to go on from; see `loop.train`."""
     stop, output = StopRequest(), Path(config.output)
-    with RunLock(output, job=elastic_job(), on_loss=stop.ask) as lock:
+    with RunLock(output, on_loss=stop.ask) as lock:
         state = on_rank_zero(process, partial(_claim, lock, config, resume_from))
         _set_seed(config)
         data = build_data(config, process)
@@ -130,7 +132,10 @@ def open_run(config: Config, process: Process, resume_from: str | None) -> Itera
         if process.rank == 0:
             notes += resume.discard_future(output, run.step)
         notes += [f"warning: {caveat}" for caveat in _caveats(config, evaluation, per_pass, process)]
-        log = RunLog(output, run.step, data.classes.frequencies, config.train.log_every, enabled=process.rank == 0)
+        log = RunLog(
+            output, run.step, data.classes.frequencies, config.train.log_every,
+            enabled=process.rank == 0, may_write=lock.is_ours,
+        )  # fmt: skip
         model = parallel(run.network, process)
         if config.train.compile:
             model = torch.compile(model)
@@ -147,7 +152,7 @@ def _claim(lock: RunLock, config: Config, resume_from: str | None) -> dict | Non
     output = Path(config.output)
     find = partial(resume.what_to_resume, output, resume_from, config, elastic_job())
     find()  # refuses at once what need not wait for the lock
-    lock.acquire()
+    lock.acquire(goes_on=resume.is_of_job(output, elastic_job()))
     return resume.state_to_resume(output, find())
 
 

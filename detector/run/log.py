@@ -5,7 +5,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,10 +35,14 @@ class RunLog:
         frequencies: "r", "c" or "f" per class, to group per-class numbers.
         log_every: steps between two records of training.
         enabled: True on rank 0.
+        may_write: asked before each write into the folder, which another process may have taken over.
     """
 
-    def __init__(self, folder: Path, step: int, frequencies: Sequence[str], log_every: int, *, enabled: bool):
-        self.folder, self.enabled, self.log_every = folder, enabled, log_every
+    def __init__(
+        self, folder: Path, step: int, frequencies: Sequence[str], log_every: int, *, enabled: bool,
+        may_write: Callable[[], bool] = lambda: True,
+    ):  # fmt: skip
+        self.folder, self.enabled, self.log_every, self._may_write = folder, enabled, log_every, may_write
         self.groups = {g: np.flatnonzero(np.array(frequencies) == g) for g in "rcf" if g in frequencies}
         self.timed_steps, self.data_seconds, self.step_seconds = 0, 0.0, 0.0  # since the last record
         self.batch_came = 0.0  # when, by time.perf_counter
@@ -54,7 +58,7 @@ class RunLog:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
             with self.best_effort():
-                append_text(self.folder / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+                self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     @contextmanager
     def best_effort(self) -> Iterator[None]:
@@ -146,12 +150,16 @@ class RunLog:
         # JSON has no infinity: the norm of a gradient that overflowed in fp16.
         numbers = {name: v if v is not None and math.isfinite(v) else None for name, v in numbers.items()}
         with self.best_effort():
-            append_text(self.folder / "metrics.jsonl", json.dumps({"step": step, "kind": kind, **numbers}) + "\n")
+            self._append("metrics.jsonl", json.dumps({"step": step, "kind": kind, **numbers}) + "\n")
         with self.best_effort():
             for name, value in numbers.items():
                 if value is not None:
                     self.writer.add_scalar(f"{kind}/{name}", value, step)
             self.writer.flush()
+
+    def _append(self, name: str, text: str) -> None:
+        if self._may_write():
+            append_text(self.folder / name, text)
 
     def _records(self) -> list[dict]:
         path = self.folder / "metrics.jsonl"

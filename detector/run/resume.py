@@ -27,8 +27,8 @@ def what_to_resume(folder: Path, resume: str | None, config: Config, job: str | 
     so), or one which was asked to stop (it has left preempted.json) and has the same configuration.
 
     Args:
-        resume: see `run_training`.
-        job: see `hosts.elastic_job`.
+        resume: see `loop.train`.
+        job: see `distributed.elastic_job`.
 
     Raises ConfigError if the folder holds another run.
     """
@@ -36,7 +36,7 @@ def what_to_resume(folder: Path, resume: str | None, config: Config, job: str | 
     saved = saved_steps(checkpoints)
     if resume == "auto" or not (saved or (folder / "config.yaml").exists()):
         return resume
-    if job is not None and _last_job(folder) == job:
+    if is_of_job(folder, job):
         return "auto" if saved or resume is None else resume
     if resume is not None and Path(resume).resolve().parent == checkpoints.resolve():
         return resume
@@ -49,9 +49,12 @@ def what_to_resume(folder: Path, resume: str | None, config: Config, job: str | 
     raise ConfigError(refusal)
 
 
-def _last_job(folder: Path) -> str | None:
+def is_of_job(folder: Path, job: str | None) -> bool:
+    """Whether the last start of the folder's run was by this torchrun job, see `distributed.elastic_job`."""
     path = folder / "environment.json"
-    return json.loads(path.read_text(encoding="utf-8"))[-1].get("job") if path.exists() else None
+    if job is None or not path.exists():
+        return False
+    return json.loads(path.read_text(encoding="utf-8"))[-1].get("job") == job
 
 
 def mark_stopped(folder: Path, step: int, signal: str) -> None:

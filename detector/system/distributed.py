@@ -1,11 +1,13 @@
 """The processes of one run. `torchrun` is the engine: it starts them and tells them who they are by environment variables."""
 
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,7 +17,6 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from ..errors import ConfigError
-from .processes import birth, machine
 
 # Rank 0 scores LVIS for minutes while the other ranks wait in the next collective.
 _TIMEOUT = timedelta(hours=2)
@@ -185,3 +186,30 @@ def elastic_job() -> str | None:
     if run_id == "none":  # torchrun's default
         return f"torchrun {os.getppid()} {birth(os.getppid())} on {machine()}"
     return run_id
+
+
+def machine() -> str:
+    """What tells this machine, its boot and its space of process ids from others: two containers share neither of them."""
+    boot, processes = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    known = [boot.read_text().strip(), os.readlink(processes)] if boot.exists() and processes.exists() else []
+    return " ".join([socket.gethostname(), *known])
+
+
+def birth(pid: int) -> str:
+    """What tells a process of this machine from later ones with its id: the tick it was started at; "" if it is gone.
+
+    Where the system does not tell the time, "alive".
+    """
+    if Path("/proc/self/stat").exists():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # from the third on, the state
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+        return "" if fields[0] in "ZX" else fields[19]  # a zombie is only waiting for its parent
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:  # of somebody else
+        pass
+    return "alive"

@@ -1,220 +1,198 @@
-import errno
-import json
+"""One run per folder: filelock's lease, and what a run makes of it."""
+
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
 
+import filelock
 import pytest
 
 from longshot.detector.errors import ConfigError
-from longshot.detector.run.lock import Holder, Lease
-from longshot.detector.system.processes import birth, elastic_job, host, machine
+from longshot.detector.run.lock import NAME, RunLock
+from longshot.detector.system.distributed import birth, elastic_job, machine
 
-ME = Holder(None, host(), machine(), os.getpid(), birth(os.getpid()))
-FAR = replace(ME, host="node7", machine="node7 and its boot")
+# Holds the folder in argv[1], prints a line, and writes a file every 50 ms as long as it may.
+HOLDER = """
+import sys, time
+from pathlib import Path
+from longshot.detector.errors import ConfigError
+from longshot.detector.run.lock import RunLock
+folder, lost = Path(sys.argv[1]), []
+with RunLock(folder, on_loss=lambda: lost.append(1), lease=float(sys.argv[2])) as lock:
+    lock.acquire()
+    print("held", flush=True)
+    for count in range(10_000):
+        try:
+            lock.check()
+        except ConfigError as error:
+            print(error, flush=True)
+            time.sleep(1)
+            print(f"told by the heartbeat {len(lost)} times", flush=True)
+            sys.exit(3)
+        (folder / "written").write_text(str(count))
+        time.sleep(0.05)
+"""
 
 
 @pytest.fixture
-def lease(tmp_path):
-    """(folder in it, options) -> a Lease with a quick heart."""
-    open_leases = []
+def lock(tmp_path):
+    """(folder in it, options) -> a RunLock with a quick heart."""
+    made = []
 
-    def make(folder="run", *, job=None, on_loss=lambda: None, heartbeat=0.05, stale=60.0):
-        made = Lease(tmp_path / folder, job=job, on_loss=on_loss, heartbeat=heartbeat, stale=stale)
-        open_leases.append(made)
-        return made
+    def make(folder="run", *, on_loss=lambda: None, lease=2.0):
+        made.append(RunLock(tmp_path / folder, on_loss=on_loss, lease=lease))
+        return made[-1]
 
     yield make
-    for made in open_leases:
-        made.__exit__()
+    for each in made:
+        each.__exit__()
 
 
-def leave(folder, holder, number=1):
-    """The lease of another process."""
-    folder.mkdir(exist_ok=True)
-    path = folder / f"lease_{number:08d}.json"
-    path.write_text(json.dumps(asdict(holder)))
-    return path
+@pytest.fixture
+def holder(tmp_path):
+    """(lease) -> a process that holds the folder `run`."""
+    started = []
+
+    def start(lease=2.0):
+        command = [sys.executable, "-c", HOLDER, str(tmp_path / "run"), str(lease)]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        assert started[-1].stdout.readline() == "held\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
-def held(folder):
-    """Number and holder of all leases."""
-    return {int(p.stem[-8:]): Holder(**json.loads(p.read_text().splitlines()[0])) for p in folder.glob("lease_*.json")}
+def from_afar(folder, *, lease=2.0):
+    """What a holder on another machine has left in the folder."""
+    folder.mkdir()
+    other = filelock.SoftFileLease(folder / "other", lease_duration=lease)
+    with other:
+        text = (folder / "other").read_text()
+    (folder / NAME).write_text(text.replace(f"host={other_host(text)}", "host=node7"))
+    return folder / NAME
 
 
-def until(condition):
-    """Wait for something that another thread does."""
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+def other_host(text):
+    return next(line.removeprefix("host=") for line in text.splitlines() if line.startswith("host="))
 
 
-def test_a_lease_names_its_holder_and_goes_with_it(lease, tmp_path):
-    with lease() as ours:
+def test_the_folder_is_held_and_let_go(lock, tmp_path):
+    with lock() as ours:
         ours.acquire()
-        assert held(tmp_path / "run") == {1: ME}
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [NAME]
+        assert ours.is_ours()
         (tmp_path / "run" / "config.yaml").write_text("")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
-def test_a_run_that_never_began_leaves_no_folder(lease, tmp_path):
-    with lease("runs/new/run") as ours:
+def test_a_run_that_never_began_leaves_no_folder(lock, tmp_path):
+    with lock("runs/new/run") as ours:
         ours.acquire()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_run_is_refused_at_once(lease, tmp_path):
-    lease().acquire()
-    told = rf"run: held by another run: process {os.getpid()} on {host()} is alive.* or choose another folder by output=FOLDER"
-    with pytest.raises(ConfigError, match=told):
-        lease().acquire()
-    assert held(tmp_path / "run") == {1: ME}
+def test_a_second_run_on_this_machine_is_refused_at_once(lock, holder):
+    process, begin = holder(lease=60.0), time.monotonic()
+    with pytest.raises(ConfigError, match=rf"run: held by another run: process {process.pid} on .* is alive.* output=FOL"):
+        lock(lease=60.0).acquire()
+    assert time.monotonic() - begin < 5
 
 
-def test_a_run_that_died_on_this_machine_is_followed_at_once(lease, tmp_path):
-    zombie = subprocess.Popen([sys.executable, "-c", ""])
-    until(lambda: birth(zombie.pid) == "")  # dead, but nobody has asked for its exit code
-    leave(tmp_path / "run", replace(ME, pid=zombie.pid, birth="123"), number=4)
-    lease().acquire()
-    assert held(tmp_path / "run") == {5: ME}
-    zombie.wait()
+def test_a_run_that_died_on_this_machine_is_followed_at_once(lock, holder):
+    process = holder(lease=60.0)
+    process.kill()
+    process.wait()
+    begin, ours = time.monotonic(), lock(lease=60.0)
+    ours.acquire()
+    ours.check()
+    assert time.monotonic() - begin < 5
 
 
-def test_a_later_process_with_the_same_id_is_another(lease, tmp_path):
-    leave(tmp_path / "run", replace(ME, birth="123"))
-    lease().acquire()
-    assert held(tmp_path / "run") == {2: ME}
-
-
-def touch(path, count):
-    os.utime(path)
-
-
-def touch_by_a_clock_that_is_a_day_late(path, count):
-    os.utime(path, (path.stat().st_ctime - 86400 + count,) * 2)
-
-
-def write_where_times_are_not_kept(path, count):
-    path.write_text(f"{json.dumps(asdict(FAR))}\n{count:010d}\n")
-    os.utime(path, (0, 0))
-
-
-@pytest.mark.parametrize("beat", [touch, touch_by_a_clock_that_is_a_day_late, write_where_times_are_not_kept])
-def test_a_run_that_lives_on_another_machine_is_not_followed(lease, tmp_path, beat):
-    path, over = leave(tmp_path / "run", FAR), threading.Event()
-    beat(path, 0)
+def test_a_run_that_lives_on_another_machine_is_not_followed(lock, tmp_path):
+    marker, over = from_afar(tmp_path / "run", lease=20.0), threading.Event()
 
     def live():
-        count = 0
-        while not over.wait(0.05):
-            count += 1
-            beat(path, count)
+        while not over.wait(0.1):
+            os.utime(marker)
 
     heart = threading.Thread(target=live)
     heart.start()
     try:
-        with pytest.raises(ConfigError, match=r"held by another run: .* has just given a sign of life"):
-            lease(stale=20.0).acquire()
+        with pytest.raises(ConfigError, match=r"held by another run: .* on node7 has just given a sign of life"):
+            lock(lease=20.0).acquire()
     finally:
         over.set()
         heart.join()
-    assert held(tmp_path / "run") == {1: FAR}
 
 
 @pytest.mark.parametrize("seconds", [-1e6, 0, 1e6])
-def test_a_run_that_died_on_another_machine_is_followed_when_it_was_still_for_long(lease, tmp_path, capsys, seconds):
-    path = leave(tmp_path / "run", FAR)
-    os.utime(path, (path.stat().st_mtime + seconds,) * 2)  # by a clock that is early or late, or long ago
-    begin = time.monotonic()
-    lease(stale=0.4).acquire()
-    assert 0.4 <= time.monotonic() - begin < 10
-    assert "held by process" in capsys.readouterr().out
-    assert held(tmp_path / "run") == {2: ME}
-
-
-@pytest.mark.parametrize("lost", ["utime", "open"])
-def test_two_machines_see_each_other_where_one_of_the_signs_is_not_possible(lease, tmp_path, monkeypatch, lost):
-    def fail(*_):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    with monkeypatch.context() as far:
-        far.setattr("longshot.detector.run.lock.machine", lambda: "far away")
-        theirs = lease()
-    theirs.acquire()
-    ours = lease(stale=20.0)
-    before = (tmp_path / "run" / "lease_00000001.json").read_bytes()
-    if lost == "utime":  # a file system that keeps no times
-        monkeypatch.setattr(os, "utime", fail)
-    else:  # one that is full, where even what is written over needs new space
-        real = open
-        monkeypatch.setattr(
-            "longshot.detector.run.lock.open", lambda path, mode: fail() if "+" in mode else real(path, mode), raising=False
-        )
-    with pytest.raises(ConfigError, match="has just given a sign of life"):
-        ours.acquire()
-    assert ((tmp_path / "run" / "lease_00000001.json").read_bytes() == before) == (lost == "open")
-    theirs.check()
-
-
-def test_a_disk_that_is_too_full_for_a_lease_is_told_and_keeps_nobody_waiting(lease, tmp_path, monkeypatch):
-    def full(_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Lease, "_content", full)
-        with pytest.raises(ConfigError, match=r"run: No space left on device; the run folder must be writable"):
-            lease().acquire()
-    assert not (tmp_path / "run").exists()
-
-
-def test_the_same_job_takes_over_at_once_wherever_it_goes_on(lease, tmp_path):
-    leave(tmp_path / "run", replace(FAR, job="job 7"))
-    begin = time.monotonic()
-    lease(job="job 7", stale=10.0).acquire()
-    assert time.monotonic() - begin < 5
-    assert held(tmp_path / "run") == {2: replace(ME, job="job 7")}
-
-
-def test_no_job_is_no_name(lease, tmp_path):
-    leave(tmp_path / "run", FAR)
-    begin = time.monotonic()
-    lease(stale=0.3).acquire()
-    assert time.monotonic() - begin >= 0.3
-
-
-def test_a_holder_gives_signs_of_life(lease, tmp_path):
-    lease().acquire()
-    path = tmp_path / "run" / "lease_00000001.json"
-    os.utime(path, (0, 0))
-    until(lambda: path.stat().st_mtime > 1)
-
-
-def test_a_holder_learns_that_it_was_taken_over_and_writes_nothing_more(lease, tmp_path):
-    told = threading.Event()
-    ours = lease(on_loss=told.set)
+def test_a_run_that_died_on_another_machine_is_followed_when_it_was_still_for_long(lock, tmp_path, capsys, seconds):
+    marker = from_afar(tmp_path / "run", lease=1.0)
+    os.utime(marker, (time.time() + seconds,) * 2)  # clocks are not compared
+    begin, ours = time.monotonic(), lock(lease=1.0)
     ours.acquire()
+    assert time.monotonic() - begin >= 1.0
     ours.check()
-    leave(tmp_path / "run", FAR, number=2)
-    assert told.wait(20)
-    with pytest.raises(ConfigError, match=r"run: taken over by process \d+ on node7; this process writes nothing more"):
-        ours.check()
+    assert "waiting 1 s to see whether it lives" in capsys.readouterr().out
 
 
-def test_a_check_needs_no_heartbeat(lease, tmp_path):
-    ours = lease(heartbeat=1000.0)
+def test_the_same_job_goes_on_at_once_on_another_machine(lock, tmp_path):
+    from_afar(tmp_path / "run", lease=60.0)
+    begin, ours = time.monotonic(), lock(lease=60.0)
+    ours.acquire(goes_on=True)
+    ours.check()
+    assert time.monotonic() - begin < 10
+
+
+def test_a_holder_gives_signs_of_life(lock, tmp_path):
+    lock(lease=0.8).acquire()
+    os.utime(tmp_path / "run" / NAME, (0, 0))
+    end = time.monotonic() + 20
+    while (tmp_path / "run" / NAME).stat().st_mtime < 1:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_suspended_process_that_was_taken_over_writes_nothing_when_it_wakes(lock, holder, tmp_path):
+    process, ours = holder(lease=1.0), lock(lease=1.0)
+    os.kill(process.pid, signal.SIGSTOP)
+    marker = tmp_path / "run" / NAME  # of a holder that, for all we know, is on another machine
+    text = marker.read_text()
+    marker.write_text(text.replace(f"host={other_host(text)}", "host=node7"))
     ours.acquire()
-    (tmp_path / "run" / "lease_00000001.json").unlink()
-    with pytest.raises(ConfigError, match="run: its lease is gone"):
+    written = tmp_path / "run" / "written"
+    written.unlink(missing_ok=True)
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.wait(20) == 3
+    assert not written.exists()
+    message, told = process.stdout.read().splitlines()
+    assert f"run: taken over by process {os.getpid()} on" in message
+    assert message.endswith("this process writes nothing more and stops")
+    assert told == "told by the heartbeat 1 times"
+    ours.check()
+
+
+def test_a_holder_learns_from_its_heartbeat_that_the_folder_is_lost(lock, tmp_path):
+    lost = threading.Event()
+    ours = lock(on_loss=lost.set, lease=0.8)
+    ours.acquire()
+    (tmp_path / "run" / NAME).unlink()
+    assert lost.wait(20)
+    with pytest.raises(ConfigError, match="run: taken over by nobody who left a name"):
         ours.check()
 
 
-def test_of_many_that_want_to_follow_one_does(lease, tmp_path):
-    leave(tmp_path / "run", replace(ME, birth="123"))
-    refused, begin = [], threading.Barrier(8)
+def test_of_many_that_want_to_follow_one_does(lock, holder, tmp_path):
+    process = holder(lease=60.0)
+    process.kill()
+    process.wait()
+    refused, begin = [], threading.Barrier(6)
 
     def follow(contender):
         begin.wait()
@@ -223,19 +201,18 @@ def test_of_many_that_want_to_follow_one_does(lease, tmp_path):
         except ConfigError:
             refused.append(contender)
 
-    threads = [threading.Thread(target=follow, args=(lease(),)) for _ in range(8)]
+    threads = [threading.Thread(target=follow, args=(lock(lease=60.0),)) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(refused) == 7
-    assert held(tmp_path / "run") == {2: ME}
+    assert len(refused) == 5
 
 
-def test_a_folder_that_cannot_be_made_is_told(lease, tmp_path):
+def test_a_folder_that_cannot_be_made_is_named(lock, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"file/run: Not a directory; the run folder must be writable"):
-        lease("file/run").acquire()
+        lock("file/run").acquire()
 
 
 def test_a_job_is_named_by_torchruns_id_or_by_torchrun_itself(monkeypatch):

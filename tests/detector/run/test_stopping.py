@@ -224,20 +224,25 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_lives(make_config, 
     monkeypatch.setattr(loop, "optimize", twice)
     train(config, cpu)
     assert len(refused) == 1
-    assert not list(tmp_path.glob("lease*"))
+    assert not (tmp_path / "run.lock").exists()
 
 
 def test_a_run_that_was_taken_over_stops_and_writes_nothing(make_config, cpu, tmp_path, monkeypatch):
-    optimize = loop.optimize
+    optimize, before = loop.optimize, {}
 
     def taken(run, *args, **options):
         if run.step == 2:
-            (tmp_path / "lease_00000002.json").write_text("{}")
+            (tmp_path / "run.lock").unlink()
+            (tmp_path / "run.lock").write_text("somebody else")
+            before.update({path.name: path.read_bytes() for path in tmp_path.glob("*.*") if path.name != "run.lock"})
         return optimize(run, *args, **options)
 
     monkeypatch.setattr(loop, "optimize", taken)
-    with pytest.raises(ConfigError, match="its lease is gone; this process writes nothing more and stops"):
+    with pytest.raises(ConfigError, match=r"taken over by .*; this process writes nothing more and stops"):
         train(make_config(tmp_path), cpu)
+    after = {path.name: path.read_bytes() for path in tmp_path.glob("*.*") if path.name != "run.lock"}
+    assert {name for name in before if not name.startswith("events")} <= after.keys()
+    assert all(after[name] == before[name] for name in before if not name.startswith("events"))
     assert steps(tmp_path) == [2]
 
 
