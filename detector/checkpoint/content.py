@@ -15,20 +15,26 @@ from torch import Tensor
 _CLASSES = {"ids": int, "names": str, "frequencies": str, "train_images": int}  # see `Classes`
 
 
-def archive_damage(path: Path, *, verify: bool) -> str:
+def archive_damage(path: Path) -> str:
     """What is wrong with a zip file, "" for a good one and for other files. Raises BadZipFile and others for half a file.
 
-    Args:
-        verify: compare the content with the zip's own checksums, as torch.load does not.
+    Its parts are compared with the zip's own CRCs, as torch.load does not.
     """
     if not zipfile.is_zipfile(path):
         return ""
     with zipfile.ZipFile(path) as archive:
         # torch.save compresses nothing; what is compressed can be a thousand times as large as the file.
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            return "its content is compressed, and a small file could fill the memory"
-        changed = archive.testzip() if verify else None
-    return f"the bytes of {changed[:100]} in it have changed since it was written" if changed else ""
+            return "refused: its content is compressed, and a small file could fill the memory"
+        # One bit there makes a folder of a part, and torch.load takes whatever is in memory for its content.
+        folders = [entry.filename for entry in archive.infolist() if entry.external_attr]
+        changed = folders[0] if folders else archive.testzip()
+    if changed:
+        return (
+            f"damaged: bits of {changed[:100]} in it have changed since it was written. Take the checkpoint before it or "
+            "another copy, and look after the disk"
+        )
+    return ""
 
 
 def strange_tensor(content: Any) -> str:

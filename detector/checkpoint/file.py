@@ -1,11 +1,10 @@
 """Checkpoints: one file of tensors and plain values, written whole or not at all, read without running code from it.
 
-A checkpoint is what torch.save writes, a zip file, with its SHA-256 in the zip's comment. The checksum is that of the file
-before the comment was added; reading verifies it. Files without one, of older versions and other programs, are read too.
+A checkpoint is what torch.save writes: a zip file, which has a CRC of each of its parts. Reading compares them, as torch.load
+does not. Older checkpoints have a SHA-256 in the zip's comment, which is not looked at.
 """
 
 import errno
-import hashlib
 import os
 import pickle
 import re
@@ -33,24 +32,21 @@ _DAMAGED = (
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
-_MARK = b"longshot sha256 "  # the zip's comment: this, then the checksum in hex
-_COMMENT_LENGTH = len(_MARK) + 64
-_LENGTH = struct.Struct("<H")  # the last field of a zip file, before the comment: its length
 _END_OF_ZIP = b"PK\x05\x06"
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write `content` to `path`, so that neither a reader nor a machine that stops ever leaves half a file there.
 
-    To a temporary name, synced to disk, read back and compared, then renamed.
+    To a temporary name, synced to disk, read back and checked, then renamed.
 
     Raises CheckpointError, with `path` as it was before, for a disk that is full, read-only or fails.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        checksum = _write(temporary, content)
-        if _checksums(temporary) != (checksum, checksum):
+        _write(temporary, content)
+        if _is_damaged(temporary):
             raise CheckpointError(
                 f"{path}: cannot be written: the disk does not give back what it was given; replace it"
             )
@@ -62,41 +58,42 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-class _Hashed:
-    """A file to write to, that keeps the SHA-256 of what came, and the error which torch.save makes a riddle of."""
+class _Out:
+    """A file to write to, that keeps the error which torch.save makes a riddle of."""
 
     def __init__(self, file: BinaryIO):
-        self._file, self.sha256, self.error = file, hashlib.sha256(), None
+        self._file, self.error = file, None
 
     def write(self, data: bytes) -> int:
         try:
-            self._file.write(data)
+            return self._file.write(data)
         except OSError as error:
             self.error = self.error or error
             raise
-        self.sha256.update(data)
-        return len(data)
 
     def flush(self) -> None:
         self._file.flush()
 
 
-def _write(path: Path, content: dict[str, Any]) -> str:
-    """Write a checkpoint to the disk; returns its checksum."""
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint to the disk."""
     with open(path, "wb") as file:
-        hashed = _Hashed(file)
+        out = _Out(file)
         try:
-            torch.save(content, hashed)
+            torch.save(content, out)
         except RuntimeError as error:
-            raise hashed.error or error from error
-        checksum = hashed.sha256.hexdigest()
-        file.seek(-_LENGTH.size, os.SEEK_END)
-        file.write(_LENGTH.pack(_COMMENT_LENGTH) + _MARK + checksum.encode())
+            raise out.error or error from error
         file.flush()
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):  # what is read back then comes from the disk, not from memory
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return checksum
+
+
+def _is_damaged(path: Path) -> bool:
+    try:
+        return bool(archive_damage(path))
+    except zipfile.BadZipFile:
+        return True
 
 
 def _remedy(path: Path, error: OSError) -> str:
@@ -118,9 +115,9 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
-    has_checksum = _verify(path)
+    _check_whole(path)
     try:
-        damage = archive_damage(path, verify=not has_checksum)
+        damage = archive_damage(path)
         content = None if damage else torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
         # Torch's own text is pages long and tells how to switch its safety off.
@@ -133,7 +130,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
             f"{path}: not a readable checkpoint; is it truncated, or a file of another kind?"
         ) from error
     if damage:
-        raise CheckpointError(f"{path}: refused: {damage}")
+        raise CheckpointError(f"{path}: {damage}")
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dictionary, found {type(content).__name__}")
     if shape := strange_tensor(content):
@@ -155,46 +152,20 @@ def check_entries(state: Mapping[str, Any], whose: str, *, needed: Set[str] = fr
         raise CheckpointError(f"{whose} {', '.join(wrong)} are not as a training run writes them")
 
 
-def _verify(path: Path) -> bool:
-    """Whether the file bears a checksum. Raises CheckpointError if it is not that of its content, or the end is missing."""
+def _check_whole(path: Path) -> None:
+    """Raise CheckpointError if the file cannot be read, or is a zip file whose end is missing."""
     try:
-        recorded, found = _checksums(path)
         with open(path, "rb") as file:
             begin = file.read(2)
             file.seek(-min(path.stat().st_size, 2**16), os.SEEK_END)
             end = file.read()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    if recorded != found:
-        raise CheckpointError(
-            f"{path}: damaged: its SHA-256 is {found[:16]}…, but {recorded[:16]}… was written; bits have changed since. Take "
-            "the checkpoint before it or another copy, and look after the disk"
-        )
     if begin == b"PK" and _END_OF_ZIP not in end:
         raise CheckpointError(
             f"{path}: truncated: it ends after {path.stat().st_size:,} bytes without the end of a checkpoint. Take the "
             "checkpoint before it, or copy it again"
         )
-    return recorded is not None
-
-
-def _checksums(path: Path) -> tuple[str | None, str | None]:
-    """The SHA-256 that a file records of itself and the one it has; None and None if it records none."""
-    length = path.stat().st_size - _COMMENT_LENGTH
-    with open(path, "rb") as file:
-        if length < _LENGTH.size:
-            return None, None
-        file.seek(length)
-        comment = file.read()
-        if not comment.startswith(_MARK):
-            return None, None
-        file.seek(0)
-        found, left = hashlib.sha256(), length - _LENGTH.size
-        while part := file.read(min(left, 2**20)):
-            found.update(part)
-            left -= len(part)
-        found.update(_LENGTH.pack(0))  # as it was before there was a comment
-    return comment[len(_MARK) :].decode("latin-1"), found.hexdigest()
 
 
 def network_weights(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -96,31 +96,55 @@ def saved(tmp_path):
     return tmp_path / "a.pt"
 
 
-def test_every_flipped_bit_is_found(saved):
-    whole, random = saved.read_bytes(), Random(1)
-    for _ in range(200):
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_no_flipped_bit_changes_what_is_loaded(saved):
+    whole, random, refused = saved.read_bytes(), Random(1), 0
+    with zipfile.ZipFile(saved) as archive:
+        directory = archive.start_dir
+    flips = [(position, random.randrange(8)) for position in range(directory)]
+    flips += [(position, bit) for position in range(directory, len(whole)) for bit in range(8)]
+    for position, bit in flips:
         damaged = bytearray(whole)
-        damaged[random.randrange(len(whole) - 82)] ^= 1 << random.randrange(8)
+        damaged[position] ^= 1 << bit
         saved.write_bytes(damaged)
-        with pytest.raises(
-            CheckpointError, match=f"{saved}: damaged: its SHA-256 is .* was written; bits have changed"
-        ):
-            load_checkpoint(saved)
+        try:
+            loaded = load_checkpoint(saved)
+        except CheckpointError:
+            refused += 1
+        else:  # it was one that means nothing: between the parts, a time, a version
+            assert equal(loaded, CONTENT), f"bit {bit} of byte {position}"
+    assert refused > len(flips) / 2
+
+
+def test_a_flipped_bit_in_the_numbers_says_what_to_do(saved):
+    whole = saved.read_bytes()
+    numbers = CONTENT["model"]["w"].numpy().tobytes()
     damaged = bytearray(whole)
-    damaged[-1] ^= 1  # of the checksum itself
+    damaged[whole.index(numbers) + 1] ^= 4
     saved.write_bytes(damaged)
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match=rf"^{saved}: damaged: bits of \S+ in it have changed.*Take the checkpoint"):
         load_checkpoint(saved)
+
+
+def equal(one, other):
+    """Whether two contents are the same, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(equal(one[k], other[k]) for k in one)
+    return type(one) is type(other) and one == other
 
 
 def test_a_checkpoint_is_a_file_of_torch_for_others_too(saved):
     assert torch.load(saved, weights_only=True, mmap=True)["step"] == 3
     assert zipfile.ZipFile(saved).testzip() is None
-    assert len(zipfile.ZipFile(saved).comment) == 80
 
 
-def test_a_file_without_a_checksum_is_read(tmp_path):
+def test_a_file_of_torch_alone_and_one_with_a_comment_are_read(tmp_path):
     torch.save({"step": 4}, tmp_path / "old.pt")
+    assert load_checkpoint(tmp_path / "old.pt") == {"step": 4}
+    with zipfile.ZipFile(tmp_path / "old.pt", "a") as archive:  # as checkpoints had them, with a SHA-256
+        archive.comment = b"longshot sha256 " + b"0" * 64
     assert load_checkpoint(tmp_path / "old.pt") == {"step": 4}
 
 
@@ -168,7 +192,7 @@ def test_a_disk_that_loses_a_bit_is_found_before_the_old_file_goes(saved, monkey
 
     def lossy(file):
         fsync(file)
-        os.pwrite(file, b"x", 300)
+        os.pwrite(file, b"x", 70)
 
     monkeypatch.setattr(os, "fsync", lossy)
     with pytest.raises(CheckpointError, match="the disk does not give back what it was given"):
@@ -181,12 +205,12 @@ def test_a_file_that_the_system_cannot_read_is_told(saved, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(checkpoint, "_checksums", fail)
+    monkeypatch.setattr(checkpoint, "open", fail, raising=False)
     with pytest.raises(CheckpointError, match=f"{saved}: cannot be read: {os.strerror(errno.EIO)}"):
         load_checkpoint(saved)
 
 
-def test_a_malicious_file_is_refused_whatever_its_checksum(tmp_path):
+def test_a_malicious_file_is_refused_though_it_is_whole(tmp_path):
     save_checkpoint(tmp_path / "evil.pt", {"model": Spy(tmp_path / "was here")})
     with pytest.raises(CheckpointError, match=r"refused: it holds posix.mkdir"):
         load_checkpoint(tmp_path / "evil.pt")
