@@ -9,22 +9,22 @@ from torch.amp import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
 from ..datasets.classes import Classes
-from ..datasets.loading.loader import DetectionDataset
+from ..datasets.loading.dataset import DetectionDataset
 from ..datasets.loading.samplers import TrainingStream
 from ..losses import BOX_LOSSES, CLASSIFICATION_LOSSES, LOSSES_OF_COUNTS
 from .build_data import Data, build_evaluation_loader
+from .checkpoint.trunk import load_trunk
 from .config import schema as c
 from .errors import ConfigError, config_errors
 from .evaluation.evaluate import Evaluation
 from .evaluation.ground_truth import GroundTruth, choose_protocol
-from .matching.assign import MATCHERS, Matcher
+from .matching.assign import LEGACY_MATCHERS, MATCHERS, Matcher
 from .model.anchors import AnchorGenerator
 from .model.backbone import resnet
-from .model.box_coding import BoxCoding, DeltaCoding, DistanceCoding, DistributionCoding
-from .model.fpn import FPN
+from .model.boxes import BoxCoding, DeltaCoding, DistanceCoding, DistributionCoding
 from .model.head import DenseHead
 from .model.postprocess import Postprocess
-from .model.retinanet import RetinaNet
+from .model.retinanet import FPN, RetinaNet
 from .pictures.detections import detection_sheet
 from .system.distributed import Process
 from .training.criterion import Criterion
@@ -57,8 +57,11 @@ def build_network(config: c.Model, num_classes: int, *, pretrained: bool = True)
     Raises ConfigError for weights that are not there or do not fit.
     """
     with config_errors("model.backbone"):
-        options = config.backbone.options() | ({} if pretrained else {"weights": None})
+        options = config.backbone.options()
+        weights = options.pop("weights")
         backbone = resnet(config.backbone.name, **options)
+        if weights and pretrained:
+            load_trunk(backbone, config.backbone.name, weights)
     fpn = FPN(backbone.out_channels, **config.fpn.options())
     with config_errors("model.anchors"):
         anchors = AnchorGenerator(strides=fpn.strides, **config.anchors.options())
@@ -84,11 +87,12 @@ def build_coding(config: c.Model) -> BoxCoding:
 
 def _matcher(config: c.Config) -> Matcher:
     """What matches anchors and objects. Raises ConfigError if its options are impossible or the anchors do not suit it."""
-    chosen, by_program = config.matching.matcher, {"legacy_offset": config.model.legacy_offset}
-    if chosen.name == "center_sampling":  # a point has no half pixel to be off by
+    chosen, by_program = config.matching.matcher, {}
+    if chosen.name == "center_sampling":
         by_program = {"anchor_size": _anchor_size(config.model.anchors, "matching.matcher center_sampling")}
     with config_errors("matching.matcher"):
-        return MATCHERS[chosen.name](**chosen.options(), **by_program)
+        matchers = LEGACY_MATCHERS if config.model.legacy_offset else MATCHERS
+        return matchers[chosen.name](**chosen.options(), **by_program)
 
 
 def _anchor_size(anchors: c.Anchors, needed_by: str) -> float:

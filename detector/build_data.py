@@ -10,7 +10,8 @@ from ..datasets.annotations.annotations import Annotations, read_annotations
 from ..datasets.classes import Classes
 from ..datasets.emoji.dataset import EmojiFiles, EmojiOptions, draw_dataset
 from ..datasets.images.augmentation import AUGMENTATIONS, Augmentation
-from ..datasets.loading.loader import BatchLoader, DetectionDataset, evaluation_loader, training_loader
+from ..datasets.loading.dataset import DetectionDataset
+from ..datasets.loading.loader import BatchLoader, evaluation_loader, training_loader
 from ..datasets.loading.samplers import TrainingStream, training_stream
 from .config import schema as c
 from .errors import ConfigError, config_errors

@@ -1,4 +1,4 @@
-"""From saved detections to results and pages, without torch. What runs a model is in evaluation/checkpoints.py."""
+"""From saved detections to results and pages, without torch. What runs a model is in report/checkpoints.py."""
 
 import json
 import logging

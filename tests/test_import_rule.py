@@ -15,7 +15,7 @@ MAY_IMPORT = {  # of detector's rooms; those not named here may import any but t
     "detector.matching": ("detector.model",),
     "detector.system": (),
     "detector.training": ("detector.model", "detector.matching", "detector.system"),
-    "detector.checkpoint": ("detector.system",),
+    "detector.checkpoint": ("detector.model", "detector.system"),
     "detector.results": ("detector.system",),
     "detector.evaluation": ("detector.results", "detector.model", "detector.system"),
 }

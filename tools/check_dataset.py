@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _progress(iterable: Iterable, length: int) -> Iterable:
-    from longshot.detector.system.progress import progress_bar
+    from longshot.detector.system.environment import progress_bar
 
     return progress_bar(iterable, total=length, desc="images", unit="image", leave=False)
 

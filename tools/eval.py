@@ -70,8 +70,8 @@ def _score_saved(arguments: argparse.Namespace) -> None:
 
 def _score_model(arguments: argparse.Namespace) -> None:
     from longshot.detector.config.schema import load_config
-    from longshot.detector.evaluation.checkpoints import report_checkpoint, score_checkpoint
     from longshot.detector.evaluation.metrics import table
+    from longshot.detector.report.checkpoints import report_checkpoint, score_checkpoint
     from longshot.detector.system.distributed import process_group
 
     config, detections = load_config(arguments.config, arguments.overrides), arguments.detections

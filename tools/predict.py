@@ -21,7 +21,7 @@ def main() -> None:
     from longshot.datasets.images.reading import read_image
     from longshot.detector.errors import readable_errors
     from longshot.detector.inference import load_model, predict
-    from longshot.detector.system.progress import progress_bar
+    from longshot.detector.system.environment import progress_bar
 
     with readable_errors():
         paths = find_images(arguments.images)

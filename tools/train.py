@@ -4,7 +4,6 @@ import argparse
 import sys
 
 from longshot.detector.system.stopping import STOPPED
-from longshot.tools.arguments import add_config
 
 
 def main() -> None:
@@ -28,7 +27,7 @@ def _arguments() -> argparse.Namespace:
         epilog="example: longshot train --config quickstart. SIGTERM and SIGUSR1 save and stop, with exit code "
         f"{STOPPED} (under torchrun: 0, and preempted.json in the run folder); the same command then goes on.",
     )
-    add_config(parser)
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, or a packaged one such as quickstart")
     parser.add_argument(
         "--resume", metavar="auto|PATH", help="go on from the run folder's newest checkpoint, or from PATH"
     )

@@ -11,8 +11,8 @@ from ..errors import DataError
 from ..images.transforms import View
 from .dataset import DetectionDataset, Targets
 from .samplers import TrainingStream
-from .scenes import Read, Scene, others_nearby, read_scene, single
-from .unreadable import SceneReader, ShowingOthers
+from .scenes import Read, Scene, SceneReader, others_nearby, read_scene, single
+from .unreadable import ShowingOthers
 
 
 class Batch(NamedTuple):

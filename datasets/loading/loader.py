@@ -10,19 +10,14 @@ import numpy as np
 from ..errors import DataError, UnreadableImage
 from ..images.augmentation import Augmentation
 from ..images.transforms import View, resized_size
-from .batches import Batch, EvaluationBatches, Packed, TrainingBatches, padded_size
-from .dataset import DetectionDataset, Targets
+from .batches import Batch, EvaluationBatches, Packed, TrainingBatches
+from .dataset import DetectionDataset
 from .samplers import TrainingStream
-from .scenes import draw_scenes
-from .unreadable import SceneReader, ShowingNothing
+from .scenes import SceneReader, draw_scenes
+from .unreadable import ShowingNothing
 from .workers import read_ahead
 
 _log = logging.getLogger(__name__)
-
-__all__ = [
-    "Batch", "BatchLoader", "DetectionDataset", "Targets", "evaluation_loader", "padded_size", "training_loader",
-]  # fmt: skip
-
 
 class BatchLoader:
     """Batches by their numbers, in order, read ahead by worker processes. Can be iterated again and again.

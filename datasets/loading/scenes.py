@@ -12,6 +12,7 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
+from ..errors import UnreadableImage
 from ..images.augmentation import Augmentation, Placed
 from ..images.transforms import Colors, Region, View, draw_view
 from .dataset import Targets
@@ -177,3 +178,30 @@ def mean_color(size: tuple[int, int]) -> Tensor:
 
 def _joined(targets: Sequence[Targets]) -> Targets:
     return Targets(*map(torch.cat, zip(*targets, strict=True)))
+
+
+class SceneReader:
+    """Reads the images of one scene, as `DetectionDataset.read` does, and remembers what it has shown.
+
+    One that cannot be read is an error here.
+    """
+
+    def __init__(self, read: Read):
+        self._read = read
+        self.shown: list[int] = []  # images, in the order of reading
+        self.unreadable: list[int] = []  # those that something else was shown for
+        self.warnings: list[str] = []
+
+    def __call__(self, index: int, view: View) -> tuple[Tensor, Targets]:
+        """The image and its targets, or what is shown instead. Raises DataError if there is neither."""
+        try:
+            found = self._read(index, view)
+        except UnreadableImage as error:
+            found = self._instead(view, error)
+            self.unreadable.append(index)
+        else:
+            self.shown.append(index)
+        return found
+
+    def _instead(self, view: View, error: UnreadableImage) -> tuple[Tensor, Targets]:
+        raise error

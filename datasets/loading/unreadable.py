@@ -9,36 +9,9 @@ from torch import Tensor
 from ..errors import DataError, UnreadableImage
 from ..images.transforms import Region, View
 from .dataset import Targets
-from .scenes import Read, Tile, mean_color, pasted
+from .scenes import Read, SceneReader, Tile, mean_color, pasted
 
-MOST_TRIED = 20  # images in place of one; if none of so many can be read, it is not the images that are sick
-
-
-class SceneReader:
-    """Reads the images of one scene, as `DetectionDataset.read` does, and remembers what it has shown.
-
-    One that cannot be read is an error here.
-    """
-
-    def __init__(self, read: Read):
-        self._read = read
-        self.shown: list[int] = []  # images, in the order of reading
-        self.unreadable: list[int] = []  # those that something else was shown for
-        self.warnings: list[str] = []
-
-    def __call__(self, index: int, view: View) -> tuple[Tensor, Targets]:
-        """The image and its targets, or what is shown instead. Raises DataError if there is neither."""
-        try:
-            found = self._read(index, view)
-        except UnreadableImage as error:
-            found = self._instead(view, error)
-            self.unreadable.append(index)
-        else:
-            self.shown.append(index)
-        return found
-
-    def _instead(self, view: View, error: UnreadableImage) -> tuple[Tensor, Targets]:
-        raise error
+MOST_TRIED = 20  # images in place of one; if none of so many can be read, it is not the images that are wrong
 
 
 class ShowingOthers(SceneReader):

@@ -14,7 +14,6 @@ from ...datasets.emoji.dataset import EmojiOptions
 from ...datasets.images.augmentation import AUGMENTATIONS
 from ...losses import BOX_LOSSES, CLASSIFICATION_LOSSES
 from ..matching.assign import MATCHERS
-from .messages import validated
 from .sections import (
     AboveZero,
     Channels,
@@ -28,12 +27,13 @@ from .sections import (
     one_of,
     section_of,
     sections_of,
+    validated,
 )
 from .yaml_files import apply_overrides, find_config, read_yaml
 
 _CLASSIFICATION = sections_of(CLASSIFICATION_LOSSES)
 _BOX = sections_of(BOX_LOSSES)
-_MATCHERS = sections_of(MATCHERS, set_by_program=("legacy_offset", "anchor_size"))  # both from `model`
+_MATCHERS = sections_of(MATCHERS, set_by_program=("anchor_size",))  # which follows from `model`
 _AUGMENTATIONS = {name: section_of(f"{name} options", target) for name, target in AUGMENTATIONS.items()}
 Emoji = section_of("emoji options", EmojiOptions, folder=(str, ...))
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from ...datasets.classes import Classes
-from ...datasets.loading.loader import Batch
+from ...datasets.loading.batches import Batch
 from ..model.postprocess import Detections, Postprocess, detect, rescale
 from ..model.retinanet import RetinaNet
 from ..results.columns import DetectionColumns
 from ..system.distributed import Process, all_sum, columns_of_others
-from ..system.progress import progress_bar
+from ..system.environment import progress_bar
 from .columnar import ColumnarEvaluator, Matches
 from .ground_truth import GroundTruth
 from .metrics import summarize, summarize_fixed_ap

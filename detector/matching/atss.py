@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...losses import BACKGROUND
-from ..model.boxes import centers, intersection_over_union
+from ..model.boxes import any_of, are_inside, centers, intersection_over_union, is_half_inside
 
 # Some 10 KB each while their candidates are compared.
 OBJECTS_AT_ONCE = 1024
@@ -26,18 +26,14 @@ class ATSSMatcher:
     Args:
         candidates: anchors per level and object (all anchors of a level that has fewer). The paper has 9 with one
             anchor per location. With A anchors per location use 9 A: anchors of a location share their center.
-        legacy_offset: as EFL's official models match, with pixel-inclusive boxes: an anchor is centered half a pixel up
-            and left of its middle, objects at most 1 pixel wide or high match nothing, and in images with other objects
-            all anchors centered in an ignore box are ignored, matched ones too. (There, centers of objects are moved
-            into the image as well: those of boxes clipped to the image are in it, but for slivers on its edge.)
     """
 
-    def __init__(self, *, candidates: int = 9, legacy_offset: bool = False):
+    margin = 0.01  # pixels that the center of an anchor lies inside of an object at least, as in ATSS's code
+
+    def __init__(self, *, candidates: int = 9):
         if candidates < 1:
             raise ValueError(f"ATSS needs at least 1 candidate per level and object; got {candidates}")
         self.candidates = candidates
-        self.legacy_offset = legacy_offset
-        self.ignores_centers = legacy_offset
 
     @torch.no_grad()
     def __call__(self, anchors: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
@@ -73,11 +69,14 @@ class ATSSMatcher:
         iou = intersection_over_union(boxes[:, None], chosen)
         # A single candidate has no standard deviation; it would be nan, and nothing would match.
         deviation = iou.std(dim=1, keepdim=True) if iou.shape[1] > 1 else 0.0
-        # The 0.01 pixels are those of ATSS's code. With the half pixel, nothing is inside an object 1 pixel wide.
-        inside = are_inside(centers(chosen), boxes[:, None], margin=0.5 + 0.01 if self.legacy_offset else 0.01)
+        inside = are_inside(centers(chosen), boxes[:, None], margin=self.margin)
         positive = (iou >= iou.mean(dim=1, keepdim=True) + deviation) & inside
         objects, column = positive.nonzero().unbind(1)
         return Claims(objects, index[objects, column], iou[objects, column])
+
+    def ignored(self, unmatched: Tensor, anchors: Tensor, objects: Tensor, regions: Tensor) -> Tensor:
+        """See `assign.Matcher`."""
+        return unmatched & any_of(regions, anchors, is_half_inside)
 
     def _candidates(self, grids: Sequence["Grid"], boxes: Tensor) -> Tensor:
         """(G, C) indices into all R anchors."""
@@ -150,13 +149,3 @@ def _resolve(claims: Claims, num_anchors: int) -> Tensor:
     matches = torch.full((num_anchors,), BACKGROUND, dtype=torch.int64, device=best.device)
     return matches.scatter_reduce_(0, claims.anchors[winner], claims.objects[winner], "amin", include_self=False)
 
-
-def are_inside(points: Tensor, boxes: Tensor, *, margin: float) -> Tensor:
-    """Whether points (..., 2) are inside boxes (..., 4), which broadcast, by more than `margin` pixels on every side."""
-    return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1).amin(dim=-1) > margin
-
-
-def are_legacy_objects(boxes: Tensor) -> Tensor:
-    """(G,) whether boxes (G, 4) are wider and higher than 1 pixel: those that matchers with `legacy_offset` look at."""
-    # A pixel-inclusive box without extent is 1 wide; in float32 it may be a little more.
-    return (boxes[:, 2:] - boxes[:, :2] > 1.001).all(dim=1)

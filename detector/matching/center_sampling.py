@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...losses import BACKGROUND
-from ..model.boxes import area, centers, objects_in_parts
+from ..model.boxes import any_of, area, centers, is_half_inside, objects_in_parts
 
 
 class CenterSamplingMatcher:
@@ -22,8 +22,6 @@ class CenterSamplingMatcher:
         radius: in strides.
         anchor_size: the points are given as centers of square anchors, one per location, whose side is so many strides.
     """
-
-    ignores_centers = False
 
     def __init__(self, *, radius: float = 1.5, anchor_size: float):
         if radius <= 0:
@@ -45,6 +43,10 @@ class CenterSamplingMatcher:
         nearest[: len(anchors[0])] = 0
         farthest[len(every_anchor) - len(anchors[-1]) :] = torch.inf
         return torch.stack([self._match(points, strides, nearest, farthest, image) for image in boxes])
+
+    def ignored(self, unmatched: Tensor, anchors: Tensor, objects: Tensor, regions: Tensor) -> Tensor:
+        """See `assign.Matcher`."""
+        return unmatched & any_of(regions, anchors, is_half_inside)
 
     def _match(self, points: Tensor, strides: Tensor, nearest: Tensor, farthest: Tensor, boxes: Tensor) -> Tensor:
         smallest = points.new_full((len(points),), torch.inf)

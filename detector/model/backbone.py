@@ -1,15 +1,12 @@
 """ResNet trunks: torchvision's, with its weights, and a thin one for CPUs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock
-
-from ..checkpoint.file import load_checkpoint
-from .norms import NORMS
+from torchvision.ops import FrozenBatchNorm2d
 
 TORCHVISION_RESNETS = {
     "resnet18": models.resnet18,
@@ -19,6 +16,36 @@ TORCHVISION_RESNETS = {
 }
 THIN_CHANNELS = (16, 16, 32, 64, 128)  # stem, layer1 … layer4
 NUM_STAGES = 5  # the stem and layer1 … layer4
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with 32 groups, the number of Wu and He 2018 (arXiv:1803.08494); fewer for thin layers.
+
+    The largest power of two up to 32 that divides the channels and leaves at least two of them in a group.
+    """
+    groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and (channels >= 2 * g or g == 1))
+    return nn.GroupNorm(groups, channels)
+
+
+class FrozenStatisticsBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm that always uses its running statistics and never moves them; scale and shift are trained."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "FrozenStatisticsBatchNorm2d":
+        """Evaluation mode, whatever is asked for."""
+        return super().train(False)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "frozen_bn": FrozenBatchNorm2d,  # statistics and affine parameters are buffers: nothing is learned
+    "frozen_stats": FrozenStatisticsBatchNorm2d,
+    "bn": nn.BatchNorm2d,
+    "sync_bn": nn.SyncBatchNorm,
+    "gn": group_norm,
+}
 
 
 class ResNet(nn.Module):
@@ -74,7 +101,6 @@ class ResNet(nn.Module):
 def resnet(
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "thin"],
     *,
-    weights: str | None = None,
     frozen_stages: int = 0,
     norm: Literal["frozen_bn", "frozen_stats", "bn", "sync_bn", "gn"] = "frozen_bn",
     stride_in_1x1: bool = False,
@@ -83,18 +109,12 @@ def resnet(
 
     Args:
         name: a ResNet of torchvision, or "thin": 0.7 million parameters, two BasicBlocks per stage, for CPUs.
-        weights: None for a random start; the name of torchvision weights such as "IMAGENET1K_V1", downloaded once;
-            or the path of a state dict with the keys of torchvision's ResNet, or of this trunk.
         frozen_stages: see ResNet.
-        norm: with "gn", the BatchNorm layers of the weights are left out and GroupNorm starts at 1 and 0; every other
-            entry must fit. With "frozen_bn" or "frozen_stats" and no weights at all the norm layers keep the statistics 0
-            and 1: load a detector then.
+        norm: with "frozen_bn" or "frozen_stats" the norm layers keep the statistics 0 and 1 until weights are loaded.
         stride_in_1x1: the first 1x1 convolution of a stage halves the size, as in the ResNets of MSRA and Caffe2, and not
             the 3x3 one after it, as in torchvision's. For resnet50 and resnet101.
 
-    Raises:
-        ValueError: weights that are neither a file nor a known name, cannot be downloaded, or do not fit the trunk;
-            stride_in_1x1 for blocks that do not begin with a 1x1 convolution.
+    Raises ValueError for stride_in_1x1 and blocks that do not begin with a 1x1 convolution.
     """
     if name == "thin":
         trunk = _thin(NORMS[norm], frozen_stages)
@@ -102,28 +122,7 @@ def resnet(
         trunk = _trunk_of(TORCHVISION_RESNETS[name](weights=None, norm_layer=NORMS[norm]), frozen_stages)
     if stride_in_1x1:
         _move_strides(trunk)
-    if weights is not None:
-        load_weights(trunk, read_weights(name, weights), source=f"{name} weights {weights}")
     return trunk
-
-
-def read_weights(name: str, weights: str) -> dict[str, Tensor]:
-    """The state dict that `weights` stands for: the path of one, or the name of torchvision weights of `name`."""
-    if Path(weights).is_file():
-        return load_checkpoint(weights)
-    known = {} if name == "thin" else models.get_model_weights(name).__members__
-    if weights not in known:
-        raise ValueError(
-            f"{name} weights {weights!r}: no such file, nor the name of torchvision weights of {name} "
-            f"({', '.join(known) or 'it has none'})"
-        )
-    try:
-        return known[weights].get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except OSError as error:  # urllib's URLError and HTTPError, a lost connection, a cache folder one cannot write
-        raise ValueError(
-            f"{name} weights {weights} could not be downloaded from {known[weights].url}: {error}. "
-            "Without a network, fetch that file elsewhere and pass its path as the weights"
-        ) from error
 
 
 def load_weights(trunk: ResNet, state_dict: Mapping[str, Tensor], *, source: str) -> None:

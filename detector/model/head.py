@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .norms import group_norm
+from .backbone import group_norm
 
 
 class HeadOutputs(NamedTuple):

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from .box_coding import BoxCoding, DeltaCoding
-from .boxes import clip
+from .boxes import BoxCoding, DeltaCoding, clip
 from .head import HeadOutputs
 from .retinanet import RetinaNet
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ...datasets.loading.loader import Batch
+from ...datasets.loading.batches import Batch
 from ...losses import IGNORE
 from .drawing import draw_boxes, sheet, titled
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...datasets.images.transforms import View, resized_size
-from ...datasets.loading.loader import DetectionDataset, padded_size
+from ...datasets.loading.batches import padded_size
+from ...datasets.loading.dataset import DetectionDataset
 from ...datasets.loading.unreadable import ShowingNothing
 from ..model.postprocess import Postprocess, detect
 from ..model.retinanet import RetinaNet

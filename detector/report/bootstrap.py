@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..evaluation import GroundTruth
 from ..evaluation.columnar import Matches, by_class
 from ..evaluation.matching import IOU_THRESHOLDS
-from ..system.progress import progress_bar
+from ..system.environment import progress_bar
 from .average_precision import average_precision
 from .verdicts import flags
 

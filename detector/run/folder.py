@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from ...datasets.classes import Classes
-from ...datasets.loading.loader import Batch
+from ...datasets.loading.batches import Batch
 from ...datasets.loading.samplers import occurrences
 from ..build_data import Data
 from ..checkpoint.file import save_checkpoint

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ...datasets.loading.loader import Batch
+from ...datasets.loading.batches import Batch
 from ..build import Schedule, build_evaluation, build_pictures, build_run, build_schedule
 from ..build_data import Data, build_data, build_training_loader, images_per_pass
 from ..config.schema import Config

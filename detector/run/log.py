@@ -15,11 +15,10 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ...datasets.loading.loader import Batch
+from ...datasets.loading.batches import Batch
 from ...losses import GradientGuidedLoss
-from ..system.environment import peak_resident_gb
+from ..system.environment import peak_resident_gb, progress_bar
 from ..system.files import append_text, write_text
-from ..system.progress import progress_bar
 
 _QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 

@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...datasets.loading.loader import Targets
+from ...datasets.loading.dataset import Targets
 from ...losses import distribution_focal_loss
 from ..matching.assign import assign
-from ..model.box_coding import BoxCoding, DeltaCoding, DistributionCoding, centerness
-from ..model.boxes import encode, intersection_over_union
+from ..model.boxes import BoxCoding, DeltaCoding, DistributionCoding, centerness, encode, intersection_over_union
 from ..model.head import HeadOutputs
 from ..system.distributed import all_sum
 

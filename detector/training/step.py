@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from ...datasets.loading.loader import Batch, Targets
+from ...datasets.loading.batches import Batch
+from ...datasets.loading.dataset import Targets
 from ..system.distributed import Process, all_sum
 from ..system.stopping import StopRequest
 from .state import Run

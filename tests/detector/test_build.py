@@ -21,10 +21,10 @@ from longshot.detector.build_data import build_val
 from longshot.detector.checkpoint.file import save_checkpoint
 from longshot.detector.config.schema import parse_config
 from longshot.detector.errors import ConfigError
-from longshot.detector.matching.assign import ATSSMatcher
+from longshot.detector.matching.assign import LEGACY_MATCHERS, MATCHERS, ATSSMatcher
 from longshot.detector.matching.center_sampling import CenterSamplingMatcher
 from longshot.detector.matching.iou import IoUMatcher
-from longshot.detector.model.box_coding import DistributionCoding
+from longshot.detector.model.boxes import DistributionCoding
 from longshot.detector.run.initial_weights import start_from
 from longshot.losses import EqualizedFocalLoss, FocalLoss
 from longshot.losses.box import GIoULoss, SmoothL1Loss
@@ -170,8 +170,8 @@ def test_matchers_get_what_the_model_says(make_config):
         return build_criterion(make_config(differences=differences), CLASSES.train_images, 24).matcher
 
     for name in ("iou", "atss"):
-        assert matcher(name, legacy_offset=True).legacy_offset
-        assert not matcher(name).legacy_offset
+        assert type(matcher(name, legacy_offset=True)) is LEGACY_MATCHERS[name]
+        assert type(matcher(name)) is MATCHERS[name] is not LEGACY_MATCHERS[name]
     points = {"base_size": 8.0, "ratios": [1.0], "scales": [0.5]}
     sampled = matcher("center_sampling", anchors=points)
     assert (type(sampled), sampled.radius, sampled.anchor_size) == (CenterSamplingMatcher, 1.5, 4.0)

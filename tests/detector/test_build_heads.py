@@ -7,7 +7,7 @@ from longshot.datasets.classes import Classes
 from longshot.detector.build import build_coding, build_criterion, build_network, build_run
 from longshot.detector.errors import ConfigError
 from longshot.detector.model.backbone import resnet
-from longshot.detector.model.box_coding import DeltaCoding, DistanceCoding, DistributionCoding
+from longshot.detector.model.boxes import DeltaCoding, DistanceCoding, DistributionCoding
 from longshot.losses import GIoULoss
 
 CLASSES = Classes([3, 7, 12, 90], list("abcd"), list("ffcr"), [9, 9, 5, 1])

@@ -7,7 +7,7 @@ from typing import TextIO
 import numpy as np
 from numpy.random import Generator
 
-from longshot.detector.system.progress import progress_bar
+from longshot.detector.system.environment import progress_bar
 
 LVIS_IMAGES, LVIS_ANNOTATIONS, LVIS_CLASSES = 100_170, 1_270_141, 1203  # of LVIS v1 train
 _POLYGONS = 4096  # different ones

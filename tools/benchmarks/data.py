@@ -20,7 +20,7 @@ from longshot.datasets.loading.loader import training_loader
 from longshot.datasets.loading.samplers import TrainingStream
 from longshot.detector.model.anchors import AnchorGenerator
 from longshot.detector.model.retinanet import RetinaNet
-from longshot.detector.system.progress import progress_bar
+from longshot.detector.system.environment import progress_bar
 
 SHORT_SIDE, LONG_SIDE, PAD_MULTIPLE, FLIP = 800, 1333, 32, 0.5
 BATCH_SIZE = 2  # images, as the reference has it

@@ -14,7 +14,7 @@ import numpy as np
 from longshot.detector.evaluation import ColumnarEvaluator, DetectionColumns, GroundTruth, read_results
 from longshot.detector.evaluation.columnar import Curves
 from longshot.detector.evaluation.official import load_lvis, score_with_lvis
-from longshot.detector.system.progress import progress_bar
+from longshot.detector.system.environment import progress_bar
 from longshot.tools.benchmarks import memory
 from longshot.tools.benchmarks.evaluation_data import ANNOTATIONS, FOUND, load_objects, save, synthetic
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from longshot.detector.system.progress import progress_bar
+from longshot.detector.system.environment import progress_bar
 from longshot.losses.kernel import CHUNK
 from longshot.tools.benchmarks import memory
 from longshot.tools.benchmarks.loss_contenders import CONTENDERS, Case, Contender, Inputs, one_pass

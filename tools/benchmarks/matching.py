@@ -16,7 +16,7 @@ from longshot.detector.matching.atss import ATSSMatcher
 from longshot.detector.matching.iou import IoUMatcher
 from longshot.detector.model.anchors import AnchorGenerator
 from longshot.detector.model.boxes import centers
-from longshot.detector.system.progress import progress_bar
+from longshot.detector.system.environment import progress_bar
 from longshot.losses import BACKGROUND
 from longshot.tools.benchmarks import memory
 

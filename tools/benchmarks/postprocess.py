@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionAnchors
 
-from longshot.datasets.loading.loader import padded_size
+from longshot.datasets.loading.batches import padded_size
 from longshot.detector.model.anchors import AnchorGenerator
 from longshot.detector.model.boxes import encode, intersection_over_union
-from longshot.detector.model.fpn import STRIDES
 from longshot.detector.model.head import HeadOutputs
 from longshot.detector.model.postprocess import Detections, Postprocess
-from longshot.detector.system.progress import progress_bar
+from longshot.detector.model.retinanet import STRIDES
+from longshot.detector.system.environment import progress_bar
 from longshot.tools.benchmarks import memory
 
 CANDIDATES = (1000, 6000)  # per level: torchvision's default, and EFL's improved baseline

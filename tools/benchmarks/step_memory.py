@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
+from longshot.datasets.loading.batches import Batch
 from longshot.datasets.loading.dataset import Targets
-from longshot.datasets.loading.loader import Batch
 from longshot.detector.build import build_criterion, build_network
 from longshot.detector.config.schema import Config, parse_config
 from longshot.detector.system.distributed import Process
-from longshot.detector.system.progress import progress_bar
+from longshot.detector.system.environment import progress_bar
 from longshot.detector.training.optim import build_optimizer
 from longshot.detector.training.state import Run
 from longshot.detector.training.step import optimize

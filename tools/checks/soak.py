@@ -19,7 +19,7 @@ import yaml
 
 from longshot.detector.checkpoint.file import load_checkpoint
 from longshot.detector.checkpoint.folder import saved_steps
-from longshot.detector.system.progress import progress_bar
+from longshot.detector.system.environment import progress_bar
 
 MOMENTS = ("start", "step", "checkpoint", "evaluation")
 STEPS_PER_KILL = 20

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from longshot.detector.model.box_coding import DistributionCoding
+from longshot.detector.model.boxes import DistributionCoding
 from longshot.detector.training.criterion import Criterion
 from longshot.losses.stepwise import StepwiseLoss
 

@@ -10,7 +10,9 @@ from PIL import Image
 from longshot.datasets import DataError, read_annotations
 from longshot.datasets.images.augmentation import Augmentation, ColorJitter, Crop, LargeScaleJitter, MixUp, Mosaic
 from longshot.datasets.images.transforms import View, apply_view
-from longshot.datasets.loading.loader import DetectionDataset, evaluation_loader, padded_size, training_loader
+from longshot.datasets.loading.batches import padded_size
+from longshot.datasets.loading.dataset import DetectionDataset
+from longshot.datasets.loading.loader import evaluation_loader, training_loader
 from longshot.datasets.loading.samplers import TrainingStream, repeat_factors
 from longshot.datasets.loading.workers import outlive_termination
 

@@ -13,10 +13,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from longshot.detector.conversion.torchvision import convert_torchvision_retinanet, recognizes
 from longshot.detector.model.anchors import AnchorGenerator
 from longshot.detector.model.backbone import resnet
-from longshot.detector.model.fpn import FPN
 from longshot.detector.model.head import DenseHead, HeadOutputs
 from longshot.detector.model.postprocess import Detections, Postprocess, rescale
-from longshot.detector.model.retinanet import RetinaNet
+from longshot.detector.model.retinanet import FPN, RetinaNet
 
 PORTRAIT, LANDSCAPE = (150, 100), (90, 170)
 SCALE = {"min_size": 96, "max_size": 160}

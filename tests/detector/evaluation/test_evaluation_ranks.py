@@ -10,7 +10,7 @@ from longshot.detector.build_data import build_evaluation_loader, build_val
 from longshot.detector.checkpoint.file import load_checkpoint, save_checkpoint
 from longshot.detector.checkpoint.folder import step_path
 from longshot.detector.config.schema import parse_config
-from longshot.detector.evaluation.checkpoints import score_checkpoint
+from longshot.detector.report.checkpoints import score_checkpoint
 from longshot.detector.run.loop import train
 
 WORLD_SIZES = (2, 3, 4)
@@ -27,7 +27,7 @@ from longshot.detector.build_data import build_val
 from longshot.detector.config.schema import parse_config
 from longshot.detector.system.distributed import process_group
 from longshot.detector.inference import load_model
-from longshot.detector.evaluation.checkpoints import score_checkpoint
+from longshot.detector.report.checkpoints import score_checkpoint
 
 torch.set_num_threads(1)
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])

@@ -11,6 +11,7 @@ from longshot.detector.matching import atss
 from longshot.detector.matching.assign import MATCHERS, assign
 from longshot.detector.matching.atss import ATSSMatcher
 from longshot.detector.matching.iou import IoUMatcher
+from longshot.detector.matching.legacy import LegacyATSSMatcher, LegacyIoUMatcher
 from longshot.detector.model import boxes as box_arithmetic
 from longshot.detector.model.boxes import encode
 from longshot.losses import BACKGROUND, IGNORE
@@ -67,7 +68,7 @@ def test_low_quality_matches_every_anchor_that_ties_for_best():
 @pytest.mark.parametrize("legacy_offset", [False, True])
 def test_object_that_overlaps_no_anchor_matches_none(legacy_offset):
     anchors = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10]])
-    matcher = IoUMatcher(legacy_offset=legacy_offset)
+    matcher = (LegacyIoUMatcher if legacy_offset else IoUMatcher)()
     assert match(matcher, [anchors], [[80.0, 80, 90, 90]]) == [BACKGROUND, BACKGROUND]
 
 
@@ -76,7 +77,7 @@ def test_legacy_labels_are_the_official_ones(official):
     # A level's base anchors are those of its first cell, corners inclusive.
     anchors = [anchors_of_level(expected.arrays, level) for level in range(5)]
     sizes = {"image_sizes": [(256, 320)] * 4, "ignore_padding": False}
-    matches = assign(IoUMatcher(legacy_offset=True), anchors, expected.boxes, expected.ignore_boxes, **sizes)
+    matches = assign(LegacyIoUMatcher(), anchors, expected.boxes, expected.ignore_boxes, **sizes)
     labels = torch.where(expected.arrays["cls_mask"], expected.labels, IGNORE)
     assert torch.equal(expected.labels_of(matches), labels)
     objects = torch.cat([image[row[row >= 0]] for image, row in zip(expected.boxes, matches, strict=True)])
@@ -99,7 +100,7 @@ def anchors_of_level(arrays: dict[str, Tensor], level: int) -> Tensor:
 def test_legacy_iou_of_the_threshold_is_not_enough():
     anchors = torch.tensor([[0.0, 0, 20, 2]])
     for legacy_offset, expected in ((False, 0), (True, IGNORE)):
-        matcher = IoUMatcher(low_quality=False, legacy_offset=legacy_offset)
+        matcher = (LegacyIoUMatcher if legacy_offset else IoUMatcher)(low_quality=False)
         assert match(matcher, [anchors], [[0.0, 0, 10, 2]]) == [expected]
 
 
@@ -175,7 +176,7 @@ def test_legacy_atss_ignores_anchors_centered_in_an_ignore_box():
     # Legacy centers at x = 4.5, 14.5, 24.5 and y = 4.5. The box reaches from 4.495 to 14.5, inclusive; 14.5 is not inside.
     anchors = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [20, 0, 30, 10]])
     ignore_boxes = torch.tensor([[4.495, 4.0, 15.5, 6.0]])
-    legacy = ATSSMatcher(candidates=1, legacy_offset=True)
+    legacy = LegacyATSSMatcher(candidates=1)
     assert assign_one(legacy, [anchors], anchors[:1], ignore_boxes) == [IGNORE, BACKGROUND, BACKGROUND]
     assert assign_one(legacy, [anchors], anchors[:1], ignore_boxes + 10) == [0, BACKGROUND, BACKGROUND]
     assert assign_one(legacy, [anchors], anchors[:1], NO_BOXES) == [0, BACKGROUND, BACKGROUND]
@@ -188,7 +189,7 @@ def test_legacy_atss_ignores_nothing_in_images_without_objects(corner):
     everywhere = torch.tensor([[0.0, 0, 50, 50]])
     # An object 1 pixel wide is none; in float32 its side is a little more than 1 at 3.3.
     thin = torch.tensor([[0.0, 0, 1, 9]]) + corner
-    legacy = ATSSMatcher(legacy_offset=True)
+    legacy = LegacyATSSMatcher()
     for boxes in (NO_BOXES, thin):
         assert assign_one(legacy, [anchors], boxes, everywhere) == [BACKGROUND, BACKGROUND]
         assert assign_one(ATSSMatcher(), [anchors], boxes, everywhere) == [IGNORE, IGNORE]

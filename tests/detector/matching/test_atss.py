@@ -8,6 +8,7 @@ from torchvision.ops import box_iou
 from longshot.detector.matching import atss
 from longshot.detector.matching.assign import assign
 from longshot.detector.matching.atss import ATSSMatcher
+from longshot.detector.matching.legacy import LegacyATSSMatcher
 from longshot.detector.model.anchors import AnchorGenerator
 from longshot.detector.model.boxes import decode, encode, intersection_over_union
 from longshot.losses import BACKGROUND, IGNORE
@@ -16,9 +17,9 @@ STRIDES = (8, 16, 32, 64, 128)
 UNIT = torch.tensor([[0.0, 0, 8, 8]])  # an anchor centered at (4, 4)
 
 
-def match(anchors: list[Tensor], boxes, **options) -> list[int]:
+def match(anchors: list[Tensor], boxes, *, legacy: bool = False, **options) -> list[int]:
     """The matches of a single image."""
-    return ATSSMatcher(**options)(anchors, [torch.as_tensor(boxes)])[0].tolist()
+    return (LegacyATSSMatcher if legacy else ATSSMatcher)(**options)(anchors, [torch.as_tensor(boxes)])[0].tolist()
 
 
 def slow_atss(anchors: list[Tensor], boxes: Tensor, candidates: int) -> list[int]:
@@ -145,7 +146,7 @@ def legacy(official):
     expected = official("assign_atss_legacy_offset1")
     anchors = AnchorGenerator(strides=STRIDES, base_size=1.0, ratios=(1.0,), scales=(6.0, 8.0))((256, 320))
     matches = assign(
-        ATSSMatcher(candidates=18, legacy_offset=True), anchors, expected.boxes, expected.ignore_boxes,
+        LegacyATSSMatcher(candidates=18), anchors, expected.boxes, expected.ignore_boxes,
         image_sizes=[(256, 320)] * 4, ignore_padding=False,
     )  # fmt: skip
     return anchors, matches, expected
@@ -170,14 +171,14 @@ def test_legacy_targets_are_the_official_ones(legacy):
 @pytest.mark.parametrize("box", [[3.48, 0, 12, 8], [-4, 0, 4.52, 8], [0, 3.48, 8, 12], [0, -4, 8, 4.52]])
 def test_legacy_centers_are_half_a_pixel_farther_from_being_inside(box):
     nearer = torch.tensor([box]) + (0.015 if box[0] + box[1] > 0 else -0.015)  # 0.505 pixels instead of 0.52
-    assert match([UNIT], [box], legacy_offset=True) == [0]
-    assert match([UNIT], nearer, legacy_offset=True) == [BACKGROUND]
+    assert match([UNIT], [box], legacy=True) == [0]
+    assert match([UNIT], nearer, legacy=True) == [BACKGROUND]
     assert match([UNIT], nearer) == [0]
 
 
 @pytest.mark.parametrize("box", [[3.5, 0, 4.5, 8], [0, 3.5, 8, 4.5]])
 def test_legacy_objects_of_one_pixel_match_nothing(box):
-    assert match([UNIT], [box], legacy_offset=True) == [BACKGROUND]
+    assert match([UNIT], [box], legacy=True) == [BACKGROUND]
     assert match([UNIT], [box]) == [0]
     a_little_larger = torch.tensor([box]) + torch.tensor([-0.05, -0.05, 0.05, 0.05])
-    assert match([UNIT], a_little_larger, legacy_offset=True) == [0]
+    assert match([UNIT], a_little_larger, legacy=True) == [0]

@@ -5,7 +5,17 @@ import torch
 import torchvision
 from torch import nn
 
-from longshot.detector.model.backbone import NUM_STAGES, resnet
+from longshot.detector.checkpoint.trunk import load_trunk
+from longshot.detector.model import backbone
+from longshot.detector.model.backbone import NUM_STAGES
+
+
+def resnet(name, *, weights=None, **options):
+    """A trunk, with pretrained weights as `build.build_network` loads them."""
+    trunk = backbone.resnet(name, **options)
+    if weights:
+        load_trunk(trunk, name, weights)
+    return trunk
 
 
 def randomize_norms(module: nn.Module) -> None:

@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from longshot.detector.model.box_coding import DeltaCoding, DistanceCoding, DistributionCoding, centerness
-from longshot.detector.model.boxes import decode
+from longshot.detector.model.boxes import DeltaCoding, DistanceCoding, DistributionCoding, centerness, decode
 
 # Squares of 8 strides: centers (40, 48) at stride 8 and (100, 60) at stride 16.
 ANCHORS = torch.tensor([[8.0, 16, 72, 80], [36, -4, 164, 124]])

@@ -5,7 +5,7 @@ import torch
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from longshot.detector.model.fpn import FPN
+from longshot.detector.model.retinanet import FPN
 
 IN_CHANNELS = (6, 10, 14)
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from longshot.detector.model.box_coding import DistanceCoding
-from longshot.detector.model.boxes import encode
+from longshot.detector.model.boxes import DistanceCoding, encode
 from longshot.detector.model.head import HeadOutputs
 from longshot.detector.model.postprocess import Detections, Postprocess, rescale
 

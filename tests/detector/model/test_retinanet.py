@@ -5,9 +5,8 @@ import torch
 
 from longshot.detector.model.anchors import AnchorGenerator
 from longshot.detector.model.backbone import resnet
-from longshot.detector.model.fpn import FPN
 from longshot.detector.model.head import DenseHead
-from longshot.detector.model.retinanet import RetinaNet
+from longshot.detector.model.retinanet import FPN, RetinaNet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from longshot.datasets.loading.dataset import Targets
-from longshot.detector.matching.atss import ATSSMatcher
+from longshot.detector.matching.legacy import LegacyATSSMatcher
 from longshot.detector.model.anchors import AnchorGenerator
 from longshot.detector.model.head import HeadOutputs, flatten_level
 from longshot.detector.training.criterion import Criterion
@@ -35,7 +35,7 @@ def anchors():
 @pytest.fixture
 def criterion():
     return Criterion(
-        FocalLoss(7, alpha=0.25, gamma=2.0), GIoULoss(), ATSSMatcher(candidates=18, legacy_offset=True),
+        FocalLoss(7, alpha=0.25, gamma=2.0), GIoULoss(), LegacyATSSMatcher(candidates=18),
         quality="iou", box_weighting="quality",
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from longshot.detector.model.box_coding import DeltaCoding, DistanceCoding
+from longshot.detector.model.boxes import DeltaCoding, DistanceCoding
 from longshot.detector.model.head import HeadOutputs
 from longshot.detector.training.criterion import Assignment, Criterion
 from longshot.losses import BACKGROUND, IGNORE, FocalLoss, GIoULoss, L1Loss, QualityFocalLoss

@@ -12,15 +12,15 @@ from ..build_data import build_val
 from ..config.schema import Config, Model
 from ..config.yaml_files import differences as config_differences
 from ..errors import ConfigError
+from ..evaluation.ground_truth import GroundTruth, choose_protocol
 from ..inference import load_model
-from ..report import ValidationSet, write_report
-from ..report.validation_set import ids_of
 from ..results.columns import DetectionColumns
 from ..results.files import check_suffix, read_results, write_results
 from ..results.parts import part_path, record, recorded, remove_parts
 from ..scoring import warn_of_few_detections
 from ..system.distributed import Process, on_rank_zero, this_process
-from .ground_truth import GroundTruth, choose_protocol
+from .report import write_report
+from .validation_set import ValidationSet, ids_of
 
 _log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from longshot.detector.model.norms import NORMS, group_norm
+from longshot.detector.model.backbone import NORMS, group_norm
 
 
 @pytest.mark.parametrize(
