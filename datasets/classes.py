@@ -40,14 +40,17 @@ class Classes(NamedTuple):
             there: the place of the others.
         """
         ours, theirs = _by_id(self.ids, self.names), _by_id(ids, names)
-        differing = [i for i in sorted(ours.keys() | theirs.keys()) if ours.get(i) != theirs.get(i)]
-        if not differing:
-            return
-        shown = "; ".join(f"id {i}: {_quoted(ours, i)} here, {_quoted(theirs, i)} there" for i in differing[:5])
-        raise DataError(
-            f"{here} has {len(ours)} classes, {there} has {len(theirs)}; {len(differing)} differ: {shown}"
-            f"{'; …' if len(differing) > 5 else ''}. A label would mean different things: use files with the same categories"
-        )
+        if ours != theirs:
+            raise DataError(_differences(ours, theirs, here, there))
+
+
+def _differences(ours: dict[int, str], theirs: dict[int, str], here: str, there: str) -> str:
+    differing = [i for i in sorted(ours.keys() | theirs.keys()) if ours.get(i) != theirs.get(i)]
+    shown = "; ".join(f"id {i}: {_quoted(ours, i)} here, {_quoted(theirs, i)} there" for i in differing[:5])
+    return (
+        f"{here} has {len(ours)} classes, {there} has {len(theirs)}; {len(differing)} differ: {shown}"
+        f"{'; …' if len(differing) > 5 else ''}. A label would mean different things: use files with the same categories"
+    )
 
 
 def _by_id(ids: Sequence[int], names: Sequence[str]) -> dict[int, str]:

@@ -17,7 +17,7 @@ from .checkpoint.trunk import load_trunk
 from .config import schema as c
 from .errors import ConfigError, config_errors
 from .evaluation.evaluate import Evaluation
-from .evaluation.ground_truth import GroundTruth, choose_protocol
+from .evaluation.ground_truth import choose_protocol
 from .matching.assign import LEGACY_MATCHERS, MATCHERS, Matcher
 from .model.anchors import AnchorGenerator
 from .model.backbone import resnet
@@ -197,9 +197,8 @@ def build_evaluation(config: c.Config, val: DetectionDataset, classes: Classes, 
     """The scoring of networks on the validation set. Raises ConfigError if its file does not support the protocol."""
     with config_errors("eval.protocol"):
         protocol = choose_protocol(config.eval.protocol, val.annotations)
-        ground_truth = GroundTruth.from_annotations(val.annotations, protocol)
     return Evaluation(
-        build_evaluation_loader(config, val, process), ground_truth, build_postprocess(config), process,
+        build_evaluation_loader(config, val, process), val.annotations, protocol, build_postprocess(config), process,
         classes,
     )  # fmt: skip
 

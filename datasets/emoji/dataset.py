@@ -121,17 +121,21 @@ def _already_drawn(folder: Path, parameters: dict) -> bool:
     if not record.exists():
         raise ValueError(f"{folder}: holds files that are no emoji dataset; name another folder, or empty this one")
     found = json.loads(record.read_text())
+    if found != parameters:
+        raise ValueError(_drawn_differently(folder, found, parameters))
+    return True
+
+
+def _drawn_differently(folder: Path, found: dict, parameters: dict) -> str:
     differing = [
         f"{key} {found.get(key)} (wanted: {parameters.get(key)})"
         for key in {**parameters, **found}
         if found.get(key) != parameters.get(key)
     ]
-    if differing:
-        raise ValueError(
-            f"{folder}: holds an emoji dataset drawn with {', '.join(differing)}; "
-            "name another folder, or delete this one to have it drawn anew"
-        )
-    return True
+    return (
+        f"{folder}: holds an emoji dataset drawn with {', '.join(differing)}; "
+        "name another folder, or delete this one to have it drawn anew"
+    )
 
 
 @contextmanager

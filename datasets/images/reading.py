@@ -52,7 +52,7 @@ def read_image(path: Path | str, expected_size: tuple[int, int] | None = None) -
         missing = isinstance(error, FileNotFoundError)
         why = "no such image" if missing else f"cannot be opened: {getattr(error, 'strerror', None) or error}"
         raise DataError(f"{path}: {why}") from error
-    with content, _damage_told(content, path), Image.open(content) as file:
+    with content, _readable_damage(content, path), Image.open(content) as file:
         stored = file.height, file.width
         # Before the pixels take memory: a few bytes can claim gigabytes of them.
         if expected_size is not None and sorted(stored) != sorted(expected_size):
@@ -70,7 +70,7 @@ def read_image(path: Path | str, expected_size: tuple[int, int] | None = None) -
 
 
 @contextmanager
-def _damage_told(content: BinaryIO, path: Path | str) -> Iterator[None]:
+def _readable_damage(content: BinaryIO, path: Path | str) -> Iterator[None]:
     """Turn what Pillow raises for the content of a file into DataError."""
     try:
         yield
@@ -132,15 +132,18 @@ def check_images(annotations: Annotations, folder: Path | str, *, allow_missing:
     looked_at = names if len(names) <= 100 else np.concatenate([names[:50], names[-50:]])
     # isfile is false also for what can be no path.
     missing = [str(name) for name in looked_at if not os.path.isfile(folder / str(name))]
-    if not missing or (allow_missing and len(missing) < len(looked_at) / 2):
-        return
+    if missing and not (allow_missing and len(missing) < len(looked_at) / 2):
+        raise DataError(_what_is_missing(annotations, folder, missing, len(looked_at)))
+
+
+def _what_is_missing(annotations: Annotations, folder: Path, missing: list[str], looked_at: int) -> str:
     hint = ""
     if annotations.is_lvis or any("2017/" in name for name in missing):
         hint = (
             "; LVIS val uses images of train2017 too: put train2017 and val2017 of COCO into one folder and name that"
         )
-    raise DataError(
-        f"{folder}: {len(missing)} of the {len(looked_at)} images looked at are missing, for example {missing[0][:200]}; it "
+    return (
+        f"{folder}: {len(missing)} of the {looked_at} images looked at are missing, for example {missing[0][:200]}; it "
         f"must be the folder which the file names in {annotations.path} are relative to{hint}"
     )
 
@@ -180,12 +183,7 @@ def usable_objects(annotations: Annotations) -> tuple[NDArray[np.bool_], str]:
         "outside the image": finite & has_area & ~inside,
     }
     usable = finite & has_area & inside
-    kinds = [
-        f"{mask.sum()} {kind} (annotations {_first(annotations, mask)})" for kind, mask in bad.items() if mask.any()
-    ]
-    report = (
-        f"{annotations.path}: {(~usable).sum()} of {len(usable)} boxes left out: {', '.join(kinds)}" if kinds else ""
-    )
+    report = "" if usable.all() else _report(annotations, usable, bad)
     special = annotations.crowd | annotations.ignore
     if not (usable & ~special).any():
         raise DataError(
@@ -193,6 +191,13 @@ def usable_objects(annotations: Annotations) -> tuple[NDArray[np.bool_], str]:
             f"ignore. {report}".rstrip()
         )
     return usable, report
+
+
+def _report(annotations: Annotations, usable: NDArray[np.bool_], bad: dict[str, NDArray[np.bool_]]) -> str:
+    kinds = [
+        f"{mask.sum()} {kind} (annotations {_first(annotations, mask)})" for kind, mask in bad.items() if mask.any()
+    ]
+    return f"{annotations.path}: {(~usable).sum()} of {len(usable)} boxes left out: {', '.join(kinds)}"
 
 
 def _first(annotations: Annotations, mask: NDArray) -> str:

@@ -3,10 +3,12 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 
+from ...datasets.annotations.annotations import Annotations
 from ...datasets.classes import Classes
 from ...datasets.loading.batches import Batch
 from ..model.postprocess import Detections, Postprocess, detect, rescale
@@ -15,7 +17,7 @@ from ..results.columns import DetectionColumns
 from ..system.distributed import Process, all_sum, columns_of_others
 from ..system.environment import progress_bar
 from .columnar import ColumnarEvaluator, Matches
-from .ground_truth import GroundTruth
+from .ground_truth import GroundTruth, Protocol
 from .metrics import summarize, summarize_fixed_ap
 
 _log = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ class Evaluation:
 
     Args:
         batches: this process's batches; those of all processes together hold every image once.
-        ground_truth: of the whole dataset.
+        annotations: of the whole dataset.
         classes: the K classes.
 
     Attributes:
@@ -35,11 +37,17 @@ class Evaluation:
     """
 
     batches: Iterable[Batch]
-    ground_truth: GroundTruth
+    annotations: Annotations
+    protocol: Protocol
     postprocess: Postprocess
     process: Process
     classes: Classes
     num_unreadable: int = field(default=0, init=False)
+
+    @cached_property
+    def ground_truth(self) -> GroundTruth:
+        """What detections are compared with; made when it is needed, long after training has begun."""
+        return GroundTruth.from_annotations(self.annotations, self.protocol)
 
     def run(self, network: RetinaNet) -> dict | None:
         """The result (see `metrics.summarize`) on rank 0, None on the others. Leaves the network in eval mode."""

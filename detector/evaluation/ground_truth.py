@@ -100,11 +100,7 @@ class GroundTruth(NamedTuple):
 
         Raises DataError if a federated protocol is asked of a file that does not say which classes are absent.
         """
-        if protocol.federated and not annotations.is_lvis:
-            raise DataError(
-                f"{annotations.path}: the {protocol.name} protocol needs 'neg_category_ids' in the images, and no "
-                "image has them; use the coco protocol"
-            )
+        _check_lists(annotations, protocol)
         num_images, num_classes = len(annotations.image_ids), len(annotations.category_ids)
 
         def image_index(offsets: NDArray) -> NDArray[np.int64]:
@@ -150,5 +146,18 @@ def out_of_range(areas: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def choose_protocol(name: str, annotations: Annotations) -> Protocol:
-    """The protocol called "lvis" or "coco"; for "auto" that of the file: lvis if it has LVIS's lists."""
-    return PROTOCOLS[name if name != "auto" else "lvis" if annotations.is_lvis else "coco"]
+    """The protocol called "lvis" or "coco"; for "auto" that of the file: lvis if it has LVIS's lists.
+
+    Raises DataError if a federated protocol is asked of a file that does not say which classes are absent.
+    """
+    protocol = PROTOCOLS[name if name != "auto" else "lvis" if annotations.is_lvis else "coco"]
+    _check_lists(annotations, protocol)
+    return protocol
+
+
+def _check_lists(annotations: Annotations, protocol: Protocol) -> None:
+    if protocol.federated and not annotations.is_lvis:
+        raise DataError(
+            f"{annotations.path}: the {protocol.name} protocol needs 'neg_category_ids' in the images, and no image has "
+            "them; use the coco protocol"
+        )

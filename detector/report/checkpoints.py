@@ -12,7 +12,7 @@ from ..build_data import build_val
 from ..config.schema import Config, Model
 from ..config.yaml_files import differences as config_differences
 from ..errors import ConfigError
-from ..evaluation.ground_truth import GroundTruth, choose_protocol
+from ..evaluation.ground_truth import GroundTruth, Protocol, choose_protocol
 from ..inference import load_model
 from ..results.columns import DetectionColumns
 from ..results.files import check_suffix, read_results, write_results
@@ -58,7 +58,7 @@ def score_checkpoint(
     model.classes.check_same(known.category_ids, known.class_names, here=str(checkpoint), there=f"{known.path} (val)")
     evaluation = build_evaluation(config, val, model.classes, process)
     if process.rank == 0:
-        _warn_of_caveats(config, evaluation.ground_truth)
+        _warn_of_caveats(config, evaluation.protocol)
     detections: Iterable[DetectionColumns] = evaluation.detections(model.network)
     if detections_path:
         detections = record(detections, part_path(detections_path, process.rank))
@@ -70,9 +70,9 @@ def score_checkpoint(
     return result
 
 
-def _warn_of_caveats(config: Config, truth: GroundTruth) -> None:
+def _warn_of_caveats(config: Config, protocol: Protocol) -> None:
     test = config.test
-    for caveat in truth.protocol.caveats(
+    for caveat in protocol.caveats(
         score_threshold=test.score_threshold, detections_per_image=test.detections_per_image
     ):
         _log.warning(caveat)

@@ -167,7 +167,7 @@ def _set_seed(config: Config) -> None:
 def _caveats(config: Config, evaluation: Evaluation, per_pass: int, process: Process) -> Iterable[str]:
     """What may surprise about this configuration."""
     test = config.test
-    yield from evaluation.ground_truth.protocol.caveats(
+    yield from evaluation.protocol.caveats(
         score_threshold=test.score_threshold, detections_per_image=test.detections_per_image
     )
     norm, batch = config.model.backbone.norm, config.train.batch_size

@@ -40,13 +40,23 @@ def what_to_resume(folder: Path, resume: str | None, config: Config, job: str | 
         return "auto" if saved or resume is None else resume
     if resume is not None and Path(resume).resolve().parent == checkpoints.resolve():
         return resume
-    refusal = f"{folder}: holds a run already; go on with it by --resume auto, choose another folder by output=FOLDER, or delete it"
+    changes = None
     if (folder / MARKER).exists():
         before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         if not (changes := _changes(before, config)):
             return "auto"
-        refusal += f". It was asked to stop, and would go on by itself if its configuration were the same: {'; '.join(changes)}"
-    raise ConfigError(refusal)
+    raise ConfigError(_refusal(folder, changes))
+
+
+def _refusal(folder: Path, changes: list[str] | None) -> str:
+    refusal = (
+        f"{folder}: holds a run already; go on with it by --resume auto, choose another folder by output=FOLDER, or delete it"
+    )
+    if changes:
+        refusal += (
+            ". It was asked to stop, and would go on by itself if its configuration were the same: " + "; ".join(changes)
+        )
+    return refusal
 
 
 def is_of_job(folder: Path, job: str | None) -> bool:
@@ -67,8 +77,11 @@ def state_to_resume(folder: Path, resume: str | None) -> dict | None:
     """The content of the checkpoint to go on from, or None for a new run."""
     if resume is None:
         return None
-    if resume != "auto":
-        return load_checkpoint(resume)
+    return _newest(folder) if resume == "auto" else load_checkpoint(resume)
+
+
+def _newest(folder: Path) -> dict | None:
+    """The content of the newest checkpoint that can be read. Raises CheckpointError if there are some, and none can be."""
     newest_first = saved_steps(folder / "checkpoints")[::-1]
     for path in newest_first:
         try:

@@ -66,14 +66,17 @@ def process_group(device: str = "auto") -> Iterator[Process]:
     if missing:
         yield Process(0, 1, where)
         return
-    store, rank, world_size = next(rendezvous("env://", timeout=_TIMEOUT))
-    store = _fresh(store, rank, world_size)
-    backend = "nccl" if use_cuda else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
+    _open_group("nccl" if use_cuda else "gloo")
     yield Process(dist.get_rank(), dist.get_world_size(), where)
     # Not after an error: the others may be waiting in a collective, NCCL would wait for them in turn, and torchrun would
     # never learn that this process has failed.
     dist.destroy_process_group()
+
+
+def _open_group(backend: str) -> None:
+    store, rank, world_size = next(rendezvous("env://", timeout=_TIMEOUT))
+    store = _fresh(store, rank, world_size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
 
 
 def _fresh(store: dist.Store, rank: int, world_size: int) -> dist.Store:

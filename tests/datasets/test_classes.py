@@ -1,8 +1,8 @@
 import pytest
 
+from longshot.datasets import DataError
 from longshot.datasets.annotations.annotations import read_annotations
 from longshot.datasets.classes import Classes
-from longshot.detector.errors import ConfigError
 
 CLASSES = Classes([3, 7, 90], ["ant", "bee", "cat"], ["f", "c", "r"], [200, 20, 2])
 
@@ -20,13 +20,13 @@ def test_the_same_classes_pass_in_any_order():
     ],
 )
 def test_differing_classes_are_told_with_ids_and_names(ids, names, told):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(DataError) as error:
         CLASSES.check_same(ids, names, here="train.json", there="val.json")
     assert str(error.value).startswith(f"train.json has 3 classes, val.json has {len(ids)}; {told}. ")
 
 
 def test_only_the_first_differences_are_told():
-    with pytest.raises(ConfigError, match=r"20 differ: .*id 104: nothing here, 'x' there; …\. A label"):
+    with pytest.raises(DataError, match=r"20 differ: .*id 104: nothing here, 'x' there; …\. A label"):
         CLASSES.check_same([*CLASSES.ids, *range(100, 120)], [*CLASSES.names, *"x" * 20], here="a", there="b")
 
 

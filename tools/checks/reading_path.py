@@ -28,14 +28,20 @@ class FileRan(NamedTuple):
     lines: int  # of the file
     lines_ran: int  # of the functions that ran, docstrings included
     functions: int
-    most_parameters: int  # of a function that ran
+
+
+class Caller(NamedTuple):
+    """A function on the way from `main` to the forward pass of the network."""
+
+    name: str
+    parameters: int
 
 
 class _FirstStep(Exception):
     """The optimizer is about to take its first step."""
 
 
-def trace_training(arguments: list[str]) -> tuple[list[FileRan], list[str]]:
+def trace_training(arguments: list[str]) -> tuple[list[FileRan], list[Caller]]:
     """The files that ran, and the functions of ours that stand between `main` and the first forward pass of the network."""
     import torch
 
@@ -43,7 +49,7 @@ def trace_training(arguments: list[str]) -> tuple[list[FileRan], list[str]]:
     from longshot.tools import train
 
     seen: dict[CodeType, None] = {}
-    above: list[str] = []
+    above: list[Caller] = []
 
     def watch(frame: FrameType, event: str, _: object) -> None:
         if event == "call" and _is_ours(frame.f_code):
@@ -80,16 +86,17 @@ def _profiled(call: Callable[[], None], watch: Callable) -> None:
 
 
 def _is_ours(code: CodeType) -> bool:
-    return code.co_filename.startswith(f"{ROOT}/") and not code.co_name.startswith("<")
+    top = code.co_filename.removeprefix(f"{ROOT}/").split("/")[0]
+    return top in ("losses", "datasets", "detector", "tools") and not code.co_name.startswith("<")
 
 
-def _callers(frame: FrameType) -> list[str]:
+def _callers(frame: FrameType) -> list[Caller]:
     """The functions of ours above a frame, from `main` on."""
-    names = []
+    found = []
     while (frame := frame.f_back) is not None:
         if _is_ours(frame.f_code) and frame.f_globals["__name__"] != __name__:
-            names.append(frame.f_code.co_qualname)
-    return names[::-1]
+            found.append(Caller(frame.f_code.co_qualname, frame.f_code.co_argcount + frame.f_code.co_kwonlyargcount))
+    return found[::-1]
 
 
 def _by_file(seen: dict[CodeType, None]) -> list[FileRan]:
@@ -104,15 +111,8 @@ def _by_file(seen: dict[CodeType, None]) -> list[FileRan]:
         codes = [code for code in codes if code.co_firstlineno in spans]
         if codes:
             lines = sum({code.co_firstlineno: spans[code.co_firstlineno] for code in codes}.values())
-            parameters = max(code.co_argcount + code.co_kwonlyargcount - _has_self(code) for code in codes)
-            ran.append(
-                FileRan(str(Path(name).relative_to(ROOT)), text.count("\n"), lines, len(codes), parameters)
-            )  # fmt: skip
+            ran.append(FileRan(str(Path(name).relative_to(ROOT)), text.count("\n"), lines, len(codes)))
     return ran
-
-
-def _has_self(code: CodeType) -> bool:
-    return code.co_argcount > 0 and code.co_varnames[0] in ("self", "cls")
 
 
 def _spans(text: str) -> dict[int, int]:
@@ -139,11 +139,11 @@ def quickstart_arguments(folder: Path) -> list[str]:
     return ["--config", str(config), "device=cpu", *overrides]
 
 
-def table(files: list[FileRan], above: list[str]) -> str:
+def table(files: list[FileRan], above: list[Caller]) -> str:
     """What a reader has to read, for people."""
     rows = [f"{file.lines_ran:5d} of {file.lines:4d} lines in {file.functions:2d} functions  {file.name}" for file in files]
     total = f"{len(files)} files, {sum(file.lines_ran for file in files):,} lines of functions that ran"
-    return "\n".join([*rows, total, f"from main to the network's forward: {' > '.join(above)}"])
+    return "\n".join([*rows, total, f"from main to the network's forward: {' > '.join(caller.name for caller in above)}"])
 
 
 def main() -> None:
