@@ -1,19 +1,17 @@
 """From saved detections to results and pages, without torch. What runs a model is in report/checkpoints.py."""
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..datasets.annotations.annotations import Annotations, read_annotations
 from ..datasets.classes import Classes
-from .evaluation.columnar import ColumnarEvaluator
-from .evaluation.ground_truth import GroundTruth, choose_protocol
+from .evaluation.columnar import ColumnarEvaluator, Curves
+from .evaluation.ground_truth import GroundTruth, Protocol, choose_protocol
 from .evaluation.metrics import summarize, summarize_fixed_ap
-from .evaluation.official import complete, differences, score_with_official
 from .evaluation.open_images import OpenImagesEvaluator, open_images_truth
 from .evaluation.open_images_metrics import summarize_open_images
 from .report import ValidationSet, write_comparison, write_report
@@ -53,23 +51,21 @@ def _training_set(path: Path, annotations: Annotations) -> Annotations:
     return train
 
 
-def score_saved(
-    validation: ValidationSet,
-    detections: DetectionColumns,
-    *,
-    with_fixed_ap: bool = False,
-    with_official: bool = False,
-) -> dict[str, Any]:
-    """The result (`summarize`) of detections on a validation set.
+class Scored(NamedTuple):
+    """What `score_saved` finds."""
+
+    protocol: Protocol
+    curves: Curves
+    result: dict[str, Any]  # of `summarize`
+
+
+def score_saved(validation: ValidationSet, detections: DetectionColumns, *, with_fixed_ap: bool = False) -> Scored:
+    """The score of detections on a validation set.
 
     Args:
         with_fixed_ap: "Fixed AP" too (see `GroundTruth.with_fixed_ap_rules`).
-        with_official: have the benchmark's own package score them too, and add `official`: how far it is from ours. It
-            needs gigabytes and minutes for thousands of images.
-
-    Raises ResultsError if the official package is not installed, or cannot score the detections.
     """
-    annotations, truth, classes = validation.annotations, validation.ground_truth, validation.classes
+    truth, classes = validation.ground_truth, validation.classes
     evaluator = ColumnarEvaluator(truth)
     evaluator.add(*detections)
     curves = evaluator.accumulate()
@@ -79,13 +75,7 @@ def score_saved(
         fixed.add(*detections)
         result |= summarize_fixed_ap(fixed, classes.frequencies)
         warn_of_few_detections(result)
-    if with_official:
-        dataset = json.loads(annotations.path.read_bytes())
-        complete(dataset, classes.frequencies)
-        ids = {"image_ids": annotations.image_ids, "category_ids": annotations.category_ids}
-        official = score_with_official(truth.protocol, dataset, detections, **ids)
-        result["official"] = differences(curves, result, official)
-    return result
+    return Scored(truth.protocol, curves, result)
 
 
 def score_open_images(

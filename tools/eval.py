@@ -61,8 +61,15 @@ def _score_saved(arguments: argparse.Namespace) -> None:
         arguments.annotations, protocol=arguments.protocol or "auto", train_annotations=arguments.train_annotations
     )
     detections = read_results(arguments.results, **validation.ids)
-    options = {"with_fixed_ap": arguments.fixed_ap, "with_official": arguments.official}
-    _show(score_saved(validation, detections, **options), arguments.out, table)
+    scored = score_saved(validation, detections, with_fixed_ap=arguments.fixed_ap)
+    if arguments.official:
+        from longshot.tools.checks.official import compare
+
+        ids = {name: validation.ids[name] for name in ("image_ids", "category_ids")}
+        scored.result["official"] = compare(
+            arguments.annotations, detections, scored, ids=ids, classes=validation.classes
+        )
+    _show(scored.result, arguments.out, table)
     if arguments.report:
         page = report_saved(validation, detections, arguments.results, arguments.report, images=arguments.images)
         print(f"report: {page}")
@@ -90,7 +97,7 @@ def _score_model(arguments: argparse.Namespace) -> None:
 def _show(result: dict, out: Path | None, table: Callable[[dict], str]) -> None:
     print(table(result))
     if "official" in result:
-        from longshot.detector.evaluation.official import differences_line
+        from longshot.tools.checks.official import differences_line
 
         print(differences_line(result["official"]))
     if out:

@@ -13,10 +13,10 @@ import numpy as np
 
 from longshot.detector.evaluation import ColumnarEvaluator, DetectionColumns, GroundTruth, read_results
 from longshot.detector.evaluation.columnar import Curves
-from longshot.detector.evaluation.official import load_lvis, score_with_lvis
 from longshot.detector.system.environment import progress_bar
 from longshot.tools.benchmarks import memory
 from longshot.tools.benchmarks.evaluation_data import ANNOTATIONS, FOUND, load_objects, save, synthetic
+from longshot.tools.checks.official import load_lvis, score_with_lvis
 
 SECONDS_FROM_ARRAYS, SECONDS_FROM_JSON, MEMORY_FROM_ARRAYS = 15, 60, 800e6  # at most
 

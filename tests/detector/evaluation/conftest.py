@@ -8,7 +8,7 @@ import pytest
 
 from longshot.datasets.classes import Classes
 from longshot.detector.evaluation import ColumnarEvaluator, GroundTruth, summarize
-from longshot.detector.evaluation.official import score_with_lvis, score_with_pycocotools
+from longshot.tools.checks.official import score_with_lvis, score_with_pycocotools
 
 
 class Case(NamedTuple):

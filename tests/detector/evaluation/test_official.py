@@ -11,7 +11,7 @@ import pytest
 
 from longshot.detector.errors import ResultsError
 from longshot.detector.evaluation import COCO, LVIS, DetectionColumns
-from longshot.detector.evaluation.official import (
+from longshot.tools.checks.official import (
     complete,
     differences,
     differences_line,
@@ -126,7 +126,7 @@ def test_loading_lvis_leaves_logging_and_modules_as_they_were(monkeypatch):
 
 
 def test_the_packages_are_imported_by_need_only():
-    code = "import sys, longshot.detector.evaluation.official; print([n for n in ('lvis', 'pycocotools') if n in sys.modules])"
+    code = "import sys, longshot.tools.checks.official; print([n for n in ('lvis', 'pycocotools') if n in sys.modules])"
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

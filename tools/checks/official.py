@@ -3,18 +3,23 @@
 import contextlib
 import importlib.metadata
 import io
+import json
 import logging
 import sys
 import types
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import ResultsError
-from ..results.columns import UNKNOWN, DetectionColumns
-from .columnar import Curves
-from .ground_truth import Protocol
+from longshot.datasets.classes import Classes
+from longshot.detector.errors import ResultsError
+from longshot.detector.evaluation.columnar import Curves
+from longshot.detector.evaluation.ground_truth import Protocol
+from longshot.detector.results.columns import UNKNOWN, DetectionColumns
+from longshot.detector.scoring import Scored
 
 _COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -120,6 +125,27 @@ def load_lvis() -> types.ModuleType:
     lvis.eval.np = old_numpy
     logging.getLogger("lvis").setLevel(logging.ERROR)  # it warns of every list of results that is no file
     return lvis
+
+
+def compare(
+    annotations_path: Path, detections: DetectionColumns, scored: Scored, *, ids: Mapping[str, ArrayLike], classes: Classes
+) -> dict[str, Any]:
+    """How far what the benchmark's own package finds is from ours, see `differences`.
+
+    It needs gigabytes and minutes for thousands of images.
+
+    Args:
+        annotations_path: of the ground truth.
+        scored: of `scoring.score_saved`.
+        ids: image_ids and category_ids of the annotations.
+        classes: whose frequencies count.
+
+    Raises ResultsError if the package is not installed, or cannot score the detections.
+    """
+    dataset = json.loads(annotations_path.read_bytes())
+    complete(dataset, classes.frequencies)
+    official = score_with_official(scored.protocol, dataset, detections, **ids)
+    return differences(scored.curves, scored.result, official)
 
 
 def complete(dataset: dict, frequencies: list[str] | tuple[str, ...] | None) -> None:
