@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluation import GroundTruth
 from ..evaluation.columnar import Matches, by_class
+from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.matching import IOU_THRESHOLDS
 from ..system.environment import progress_bar
 from .average_precision import average_precision

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluation import DetectionColumns
+from ..results.columns import DetectionColumns
 from .analysis import Row
 from .calibration import (
     NUM_BINS,

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluation import ColumnarEvaluator, DetectionColumns
+from ..evaluation.columnar import ColumnarEvaluator
 from ..evaluation.metrics import summarize
+from ..results.columns import DetectionColumns
 from . import explanations, page, plots
 from .analysis import Row
 from .bootstrap import COVERAGE, RESAMPLES, Resampler, bootstrap, interval

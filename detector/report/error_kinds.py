@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluation import GroundTruth
+from ..evaluation.ground_truth import GroundTruth
 from ..evaluation.matching import overlap, pairs_of_equal
 from .average_precision import average_precision_of_ranked
 from .verdicts import IOU, Verdicts

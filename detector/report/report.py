@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...datasets.images.reading import check_images
-from ..evaluation import DetectionColumns
-from ..evaluation import table as text_table
 from ..evaluation.metrics import summarize
+from ..evaluation.metrics import table as text_table
+from ..results.columns import DetectionColumns
 from . import analysis, crops, explanations, page, plots
 from .analysis import Row
 from .calibration_rows import Calibration, bin_rows, calibrate

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evaluation import ColumnarEvaluator, DetectionColumns, GroundTruth
-from ..evaluation.columnar import by_class
-from ..evaluation.ground_truth import SIZE_RANGES
+from ..evaluation.columnar import ColumnarEvaluator, by_class
+from ..evaluation.ground_truth import SIZE_RANGES, GroundTruth
 from ..evaluation.matching import IOU_THRESHOLDS, overlap, pairs_of_equal, place_in_run
+from ..results.columns import DetectionColumns
 
 IOU = float(IOU_THRESHOLDS[0])
 

@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from longshot.detector.evaluation import ColumnarEvaluator, DetectionColumns, GroundTruth, read_results
-from longshot.detector.evaluation.columnar import Curves
+from longshot.detector.evaluation.columnar import ColumnarEvaluator, Curves
+from longshot.detector.evaluation.ground_truth import GroundTruth
+from longshot.detector.results.columns import DetectionColumns
+from longshot.detector.results.files import read_results
 from longshot.detector.system.environment import progress_bar
 from longshot.tools.benchmarks import memory
 from longshot.tools.benchmarks.evaluation_data import ANNOTATIONS, FOUND, load_objects, save, synthetic

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from longshot.detector.evaluation import LVIS, DetectionColumns, GroundTruth, write_results
+from longshot.detector.evaluation.ground_truth import LVIS, GroundTruth
+from longshot.detector.results.columns import DetectionColumns
+from longshot.detector.results.files import write_results
 
 TRUTH, ANNOTATIONS, FOUND = "truth.npz", "annotations.json", "found"  # files of `save`; FOUND with .npz and .json
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from longshot.datasets.classes import Classes
-from longshot.detector.evaluation import ColumnarEvaluator, GroundTruth, summarize
+from longshot.detector.evaluation.columnar import ColumnarEvaluator
+from longshot.detector.evaluation.ground_truth import GroundTruth
+from longshot.detector.evaluation.metrics import summarize
 from longshot.tools.checks.official import score_with_lvis, score_with_pycocotools
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
-from longshot.detector.evaluation import COCO, LVIS, ColumnarEvaluator, GroundTruth
+from longshot.detector.evaluation.columnar import ColumnarEvaluator
+from longshot.detector.evaluation.ground_truth import COCO, LVIS, GroundTruth
 from longshot.detector.evaluation.matching import overlap
 
 EVERYTHING = [0.0, 0.0, 100.0, 100.0]

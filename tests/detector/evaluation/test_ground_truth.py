@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from longshot.datasets import DataError, read_annotations
-from longshot.detector.evaluation import COCO, LVIS, GroundTruth, choose_protocol
+from longshot.detector.evaluation.ground_truth import COCO, LVIS, GroundTruth, choose_protocol
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from longshot.datasets.classes import Classes
-from longshot.detector.evaluation import COCO, LVIS, ColumnarEvaluator, GroundTruth, summarize, table
+from longshot.detector.evaluation.columnar import ColumnarEvaluator
+from longshot.detector.evaluation.ground_truth import COCO, LVIS, GroundTruth
+from longshot.detector.evaluation.metrics import summarize, table
 
 
 def evaluator_with(protocol):

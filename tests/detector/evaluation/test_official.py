@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from longshot.detector.errors import ResultsError
-from longshot.detector.evaluation import COCO, LVIS, DetectionColumns
+from longshot.detector.evaluation.ground_truth import COCO, LVIS
+from longshot.detector.results.columns import DetectionColumns
 from longshot.tools.checks.official import (
     complete,
     differences,

@@ -8,8 +8,9 @@ import pytest
 
 from longshot.datasets.annotations.annotations import read_annotations
 from longshot.datasets.classes import Classes
-from longshot.detector.evaluation import COCO, LVIS, DetectionColumns, GroundTruth
+from longshot.detector.evaluation.ground_truth import COCO, LVIS, GroundTruth
 from longshot.detector.report import ValidationSet
+from longshot.detector.results.columns import DetectionColumns
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from longshot.datasets.annotations.annotations import read_annotations
-from longshot.detector.evaluation import LVIS, DetectionColumns, GroundTruth
+from longshot.detector.evaluation.ground_truth import LVIS, GroundTruth
 from longshot.detector.report.bootstrap import Resampler, bootstrap, interval
 from longshot.detector.report.verdicts import find_verdicts
+from longshot.detector.results.columns import DetectionColumns
 
 BOX, FAR = (100, 100, 100, 100), (600, 100, 100, 100)
 

@@ -98,7 +98,7 @@ def test_head_says_what_was_evaluated(write, random_case):
 def test_numbers_are_those_of_the_evaluation(write, random_case, tmp_path):
     validation, detections = random_case(1)
     write(validation, detections)
-    from longshot.detector.evaluation import ColumnarEvaluator
+    from longshot.detector.evaluation.columnar import ColumnarEvaluator
 
     evaluator = ColumnarEvaluator(validation.ground_truth)
     evaluator.add(*detections)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from longshot.detector.errors import ResultsError
-from longshot.detector.evaluation import DetectionColumns, read_results, write_results
+from longshot.detector.results.columns import DetectionColumns
+from longshot.detector.results.files import read_results, write_results
 
 IDS = {
     "image_ids": np.array([5, 17, 300]),

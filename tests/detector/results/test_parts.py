@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from longshot.detector.errors import ResultsError
-from longshot.detector.evaluation import DetectionColumns
+from longshot.detector.results.columns import DetectionColumns
 from longshot.detector.results.parts import part_path, record, recorded, remove_parts
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from longshot.datasets import read_annotations
-from longshot.detector.evaluation import LVIS, GroundTruth, read_results
+from longshot.detector.evaluation.ground_truth import LVIS, GroundTruth
+from longshot.detector.results.files import read_results
 from longshot.tools.benchmarks import memory
 from longshot.tools.benchmarks.evaluation import OFFICIAL, Cost, Measured, findings, measure, table
 from longshot.tools.benchmarks.evaluation_data import as_lvis, load_objects, save, synthetic
