@@ -14,7 +14,7 @@ from PIL import Image
 from ..datasets.classes import Classes
 from ..datasets.images.reading import read_image, to_rgb
 from ..datasets.images.transforms import View, apply_view, resized_size
-from ..datasets.loading.loader import padded_size
+from ..datasets.loading.batches import padded_size
 from .build import build_network, build_postprocess
 from .checkpoint.file import check_entries, load_checkpoint, network_weights
 from .config.schema import Config, parse_config

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from longshot.datasets.annotations.annotations import read_annotations
 from longshot.datasets.convert import convert_open_images, convert_voc, convert_yolo
-from longshot.datasets.images.boxes import usable_objects
+from longshot.datasets.images.transforms import usable_objects
 from longshot.detector.errors import readable_errors
 
 

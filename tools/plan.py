@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from longshot.datasets import DataError
-from longshot.datasets.loading.loader import padded_size
+from longshot.datasets.loading.batches import padded_size
 from longshot.detector.build_data import build_val
 from longshot.detector.config.schema import Config, load_config
 from longshot.detector.errors import ConfigError, readable_errors

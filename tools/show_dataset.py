@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from longshot.datasets.loading.dataset import Splits
 from longshot.detector.build import build_evaluation
-from longshot.detector.build_data import Data, build_data, build_training_loader
+from longshot.detector.build_data import build_data, build_training_loader
 from longshot.detector.config.schema import Config, load_config
 from longshot.detector.errors import readable_errors
 from longshot.detector.pictures.batches import batch_sheet
 from longshot.detector.pictures.long_tail import long_tail_figure
 from longshot.detector.run.dataset_summary import describe
 from longshot.detector.system.distributed import Process
-from longshot.detector.system.told import told
 
 _HERE = Process(rank=0, world_size=1, device=torch.device("cpu"))
 
@@ -38,14 +38,14 @@ def main() -> None:
         print(f"what the model sees: {pictures}\ntraining images per class: {histogram}")
 
 
-def _sheet(config: Config, data: Data, split: str, count: int) -> np.ndarray:
+def _sheet(config: Config, data: Splits, split: str, count: int) -> np.ndarray:
     """The first images of training, or of an evaluation; (H, W, 3) uint8."""
     if split == "train":
         steps = -(-count // config.train.batch_size)
         batches = build_training_loader(config, data, _HERE, first=0, total=steps)
     else:
         batches = build_evaluation(config, data.val, data.classes, _HERE).batches
-    return batch_sheet(told(batches, _HERE), data.classes.names, count=count)
+    return batch_sheet(batches, data.classes.names, count=count)
 
 
 def _positive(text: str) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..images.boxes import MIN_SIDE, clipped_boxes
+from ..images.transforms import MIN_SIDE, clipped_boxes
 from .findings import Finding, found
 from .records import Records
 

@@ -171,15 +171,6 @@ class Augmentation(NamedTuple):
     mosaic: Mosaic | None = None
     mixup: MixUp | None = None
 
-    @property
-    def needs_partners(self) -> bool:
-        """Whether images are shown together with others."""
-        return bool(self.mosaic or self.mixup)
-
-    def draw_colors(self, random: Generator) -> Colors | None:
-        """Changes of color for one image, if colors are changed at all."""
-        return self.color_jitter.draw(random) if self.color_jitter else None
-
 
 def fitted(
     region: Region, frame: tuple[int, int], *, scale: float, limit: tuple[int, int], random: Generator

@@ -21,7 +21,7 @@ from .samplers import TrainingStream
 _PARTNERS, _SCENE, _OTHERS = 5, 6, 7
 _BLOCK = 4096  # positions of the stream: far more than a batch, and an epoch of LVIS has some 25 of them
 Read = Callable[[int, View], tuple[Tensor, Targets]]  # as `DetectionDataset.read`
-_MEAN_COLOR = (124, 116, 104)  # ImageNet's, which is 0 after normalization, as padding is
+MEAN_COLOR = (124, 116, 104)  # ImageNet's, which is 0 after normalization, as padding is
 
 
 class Tile(NamedTuple):
@@ -69,7 +69,8 @@ def draw_scenes(
         short_sides, long_side, flip: as of `draw_view`.
     """
     pairs = stream.step(step)
-    partners = _partners(stream, [position for _, position in pairs], seed) if augmentation.needs_partners else None
+    mixes = augmentation.mosaic or augmentation.mixup
+    partners = _partners(stream, [position for _, position in pairs], seed) if mixes else None
     scenes = []
     for number, (index, position) in enumerate(pairs):
         options = {"seed": seed, "position": position, "short_sides": short_sides, "long_side": long_side, "flip": flip}
@@ -105,11 +106,12 @@ def _block(position: int) -> int:
 def _scene(images: Sequence[tuple[int, tuple[int, int]]], augmentation: Augmentation, options: dict[str, Any]) -> Scene:
     """A random scene of the first image, and of the others as may be; `options` are those of `draw_view`."""
     random = np.random.default_rng((_SCENE, options["seed"], options["position"]))
-    mosaic, mixup = augmentation.mosaic, augmentation.mixup
+    mosaic, mixup, jitter = augmentation.mosaic, augmentation.mixup, augmentation.color_jitter
 
     def tile(index: int, placed: Placed) -> Tile:
         flipped = bool(random.random() < options["flip"])
-        return Tile(index, View(placed.size, flipped, placed.part, augmentation.draw_colors(random)), placed.corner)
+        colors = jitter.draw(random) if jitter else None
+        return Tile(index, View(placed.size, flipped, placed.part, colors), placed.corner)
 
     if mosaic and random.random() < mosaic.probability:
         indices, sizes = zip(*images[:4], strict=True)
@@ -131,11 +133,12 @@ def _view(size: tuple[int, int], augmentation: Augmentation, random: Generator, 
     if augmentation.large_scale_jitter:
         crop, seen = augmentation.large_scale_jitter.draw(crop or Region(0, 0, *size), random)
         view = view._replace(size=seen)
-    return view._replace(crop=crop, colors=augmentation.draw_colors(random))
+    jitter = augmentation.color_jitter
+    return view._replace(crop=crop, colors=jitter.draw(random) if jitter else None)
 
 
 def read_scene(read: Read, scene: Scene) -> tuple[Tensor, Targets]:
-    """The pixels of a scene, (3, h, w) uint8, and the targets of all its images; raises as `read` does.
+    """The pixels of a scene, (3, h, w) uint8, and the targets of all its images, NumPy arrays; raises as `read` does.
 
     Args:
         read: `DetectionDataset.read`, or what stands for it.
@@ -159,7 +162,7 @@ def pasted(read: Read, tiles: Sequence[Tile], size: tuple[int, int]) -> tuple[Te
         (top, left), (height, width) = tile.corner, tile.view.size
         pixels, targets = read(tile.index, tile.view)
         canvas[:, top : top + height, left : left + width] = pixels
-        shift = torch.tensor([left, top, left, top], dtype=torch.float32)
+        shift = np.array([left, top, left, top], np.float32)
         boxes, ignore_boxes = targets.boxes + shift, targets.ignore_boxes + shift
         found.append(Targets(boxes, targets.labels, ignore_boxes))
     return canvas, _joined(found)
@@ -167,8 +170,8 @@ def pasted(read: Read, tiles: Sequence[Tile], size: tuple[int, int]) -> tuple[Te
 
 def mean_color(size: tuple[int, int]) -> Tensor:
     """A picture, (3, h, w) uint8, that shows as little as padding does."""
-    return torch.tensor(_MEAN_COLOR, dtype=torch.uint8).repeat(*size, 1).permute(2, 0, 1)
+    return torch.tensor(MEAN_COLOR, dtype=torch.uint8).repeat(*size, 1).permute(2, 0, 1)
 
 
 def _joined(targets: Sequence[Targets]) -> Targets:
-    return Targets(*map(torch.cat, zip(*targets, strict=True)))
+    return Targets(*map(np.concatenate, zip(*targets, strict=True)))

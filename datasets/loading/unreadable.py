@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from ..errors import DataError, UnreadableImage
@@ -11,14 +11,11 @@ from ..images.transforms import Region, View
 from .dataset import Targets
 from .scenes import Read, Tile, mean_color, pasted
 
-MOST_TRIED = 20  # images in place of one; if none of so many can be read, it is not the images that are sick
+MOST_TRIED = 20  # images in place of one; if none of so many can be read, it is not the images that are damaged
 
 
 class SceneReader:
-    """Reads the images of one scene, as `DetectionDataset.read` does, and remembers what it has shown.
-
-    One that cannot be read is an error here.
-    """
+    """Reads the images of one scene, as `DetectionDataset.read` does, and remembers what it has shown."""
 
     def __init__(self, read: Read):
         self._read = read
@@ -38,7 +35,7 @@ class SceneReader:
         return found
 
     def _instead(self, view: View, error: UnreadableImage) -> tuple[Tensor, Targets]:
-        raise error
+        raise NotImplementedError
 
 
 class ShowingOthers(SceneReader):
@@ -83,7 +80,8 @@ class ShowingNothing(SceneReader):
 
     def _instead(self, view: View, error: UnreadableImage) -> tuple[Tensor, Targets]:
         self.warnings.append(f"{error}: it is scored as an image in which nothing was detected")
-        return mean_color(view.size), Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+        no_boxes = np.zeros((0, 4), np.float32)
+        return mean_color(view.size), Targets(no_boxes, np.zeros(0, np.int64), no_boxes)
 
 
 def fitting(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:

@@ -1,166 +1,121 @@
-"""Processes that compute ahead what is asked for by numbers, and start again when one of them dies.
+"""Worker processes of torch's DataLoader, which read batches ahead; and what is said when one of them crashes."""
 
-Not torch's DataLoader: it tells of a dead process by an exception which a signal raises in the main thread, wherever that
-is, in the middle of an optimizer step as well.
-"""
-
-import atexit
+import multiprocessing
+import os
 import signal
-from collections import deque
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple, TypeVar
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch import multiprocessing as mp
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-_AHEAD = 2  # numbers that a process is given before the result of the first is taken
-_PATIENCE = 5.0  # seconds until a process that has closed its pipe, or was killed, must be gone
+from ..errors import DataError
 
-T = TypeVar("T")
-
-
-class Watch:
-    """What a process writes down for its parent to know what it was busy with, should it die.
-
-    Args:
-        busy: (2,) int64, in memory that is shared: the number, and the item with `busy_with`; NOTHING for neither.
-        deadly: items that have killed processes before.
-    """
-
-    NOTHING = -1
-
-    def __init__(self, busy: Tensor | None = None, deadly: frozenset[int] = frozenset()):
-        self._busy = torch.full((2,), self.NOTHING) if busy is None else busy
-        self.deadly = deadly
-
-    def busy_with(self, item: int) -> None:
-        """Write down an item of the number, or NOTHING."""
-        self._busy[1] = item
+NOTHING = -1
+_ADVICE = {  # by the name of the signal: Windows lacks these
+    "SIGKILL": "most likely there was too little memory: lower data.workers, or give the machine more",
+    "SIGBUS": "most likely /dev/shm is full: enlarge it (docker run --shm-size), or set data.workers=0",
+}
+_OTHER_ADVICE = "the file may crash its decoder: look at it, or replace it"
 
 
-class Death(NamedTuple):
-    """How a process has died."""
-
-    pid: int
-    exit_code: int  # minus the number of a signal; above 0: by an exception, which it has printed
-    number: int  # what it was busy with
-    item: int  # or Watch.NOTHING
-
-
-def compute_ahead(
-    compute: Callable[[int, Watch], T],
-    numbers: Sequence[int],
-    *,
-    workers: int,
-    on_death: Callable[[Death], frozenset[int]],
-) -> Iterator[T]:
-    """compute(number, watch) of each number, in order. One that a process has died of is given to a new process.
+def read_ahead(
+    batches: Dataset, numbers: Sequence[int], *, workers: int, pin_memory: bool, describe: Callable[[int], str]
+) -> Iterator[Any]:
+    """batches[number] of each number, in order, read ahead by worker processes.
 
     Args:
+        batches: write what they are reading into their attribute `reading`, see `_start_worker`.
         workers: processes, above 0.
-        on_death: is told of each death, and says what items are deadly, or raises.
+        pin_memory: of what is read, for copies to a GPU; see torch's DataLoader.
+        describe: an image, for messages.
+
+    Raises:
+        DataError: a worker has crashed: the image that it was reading, and what to do.
     """
-    team = [_Worker(compute) for _ in range(min(workers, len(numbers)))]
-    dismiss = atexit.register(partial(_dismiss, team))  # an exception may keep this generator to the end of the program
+    reading = torch.full((workers, 3), NOTHING).share_memory_()
+    loader = DataLoader(
+        batches, batch_size=None, sampler=numbers, num_workers=workers, collate_fn=_as_it_is, pin_memory=pin_memory,
+        worker_init_fn=partial(_start_worker, reading), generator=torch.Generator(),  # not the one of training
+    )  # fmt: skip
+    before = multiprocessing.active_children()
+    with _crashes_raised([]):
+        iterator = iter(loader)
+    crew = [process for process in multiprocessing.active_children() if process not in before]
     try:
-        ahead = _AHEAD * len(team)
-        for k, number in enumerate(numbers[:ahead]):
-            team[k % len(team)].order(number)
-        for k in range(len(numbers)):
-            worker = team[k % len(team)]
-            while isinstance(result := worker.result(), Death):
-                worker.start_again(on_death(result))
-            if k + ahead < len(numbers):
-                worker.order(numbers[k + ahead])
-            yield result
+        for _ in numbers:
+            crash = None
+            try:
+                with _crashes_raised(crew):
+                    batch = next(iterator)
+            except RuntimeError:
+                crash = _crash(crew, reading, describe)
+                if crash is None:
+                    raise
+            if crash:  # raised here, it holds on to nothing of the loader
+                raise crash
+            yield batch
     finally:
-        atexit.unregister(dismiss)
-        dismiss()
+        del iterator  # tells the workers to end
+        for process in crew:
+            process.kill()  # those that did not: after an error they may be waited for when the program ends
 
 
-class _Worker:
-    """A process with a pipe of its own: nothing is left locked, or half written, for others when it dies."""
+@contextmanager
+def _crashes_raised(crew: Sequence[BaseProcess]) -> Iterator[None]:
+    """A process of `crew` that crashes, before or while the block runs, is a RuntimeError in the block.
 
-    def __init__(self, compute: Callable[[int, Watch], object]):
-        self._compute = compute
-        self._ordered: deque[int] = deque()
-        self._deadly: frozenset[int] = frozenset()
-        self._busy = torch.full((2,), Watch.NOTHING).share_memory_()
-        self._start()
+    torch installs a handler that raises it wherever the main thread is, in the middle of an optimizer step as well. Here
+    the block leaves the handler that it has found, and the step that was begun is finished.
+    """
 
-    def order(self, number: int) -> None:
-        """Have it computed, after what was ordered before."""
-        self._ordered.append(number)
-        self._send(number)
+    def check(*_: object) -> None:
+        if any(process.exitcode for process in crew):
+            raise RuntimeError("a process that reads images has crashed")
 
-    def result(self) -> object | Death:
-        """Of the number that was ordered first; a Death if the process is gone without having handed it over."""
-        try:
-            result = self._pipe.recv()
-        except (EOFError, OSError):  # also where pixels, which stay with the process until now, went with it
-            self._process.join(_PATIENCE)
-            if self._process.exitcode is None:
-                raise
-            return Death(self._process.pid, self._process.exitcode, *self._busy.tolist())
-        self._ordered.popleft()
-        return result
-
-    def start_again(self, deadly: frozenset[int]) -> None:
-        """Replace a dead process; the new one gets all that has been ordered and not handed over."""
-        self._pipe.close()
-        self._deadly = deadly
-        self._busy.fill_(Watch.NOTHING)
-        self._start()
-        for number in self._ordered:
-            self._send(number)
-
-    def kill(self) -> None:
-        """End the process at once: it writes nothing that could be lost."""
-        self._process.kill()
-
-    def join(self) -> None:
-        """Wait for its end."""
-        self._process.join(_PATIENCE)
-        self._pipe.close()
-
-    def _start(self) -> None:
-        self._pipe, its_end = mp.Pipe()
-        self._process = mp.Process(target=_serve, args=(self._compute, its_end, self._pipe, self._busy), daemon=True)
-        self._process.start()
-        its_end.close()  # or the pipe would stay open when the process dies
-
-    def _send(self, number: int) -> None:
-        with suppress(OSError):  # it is dead, which `result` finds out when its turn comes
-            self._pipe.send((number, self._deadly))
+    # Elsewhere DataLoader looks after its workers every few seconds.
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, check)
+    try:
+        check()
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
-def _dismiss(team: Sequence[_Worker]) -> None:
-    for worker in team:
-        worker.kill()
-    for worker in team:
-        worker.join()
+def _crash(crew: Sequence[BaseProcess], reading: Tensor, describe: Callable[[int], str]) -> Exception | None:
+    """What is said of the first process of `crew` that has crashed, if one has.
+
+    Args:
+        reading: (workers, 3) of each worker its process id, its batch and the image it was reading, or NOTHING.
+    """
+    crashed = next((process for process in crew if process.exitcode), None)
+    if crashed is None:
+        return None
+    if crashed.exitcode > 0:
+        return RuntimeError(f"a process that reads images ended with exit code {crashed.exitcode}; see above for why")
+    number, image = next((row[1:] for row in reading.tolist() if row[0] == crashed.pid), (NOTHING, NOTHING))
+    cause = signal.Signals(-crashed.exitcode).name
+    return DataError(
+        f"process {crashed.pid}, which reads images, was ended by {cause} in batch {number}, reading "
+        f"{'no image' if image == NOTHING else describe(image)}; {_ADVICE.get(cause, _OTHER_ADVICE)}"
+    )
 
 
-def _serve(compute: Callable[[int, Watch], object], pipe: object, parents_end: object, busy: Tensor) -> None:
-    """Compute what is ordered through the pipe until the parent closes it, or dies."""
-    parents_end.close()  # which came along; with it open, the pipe would never end
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this
+def _start_worker(reading: Tensor, worker: int) -> None:
+    """What a worker does first. `reading` (workers, 3) is memory shared with the main process."""
+    batches = get_worker_info().dataset
+    batches.reading = reading[worker]
+    batches.reading[0] = os.getpid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     outlive_termination()
-    torch.set_num_threads(1)
-    while True:
-        try:
-            number, deadly = pipe.recv()
-        except (EOFError, OSError):
-            return
-        busy[0] = number
-        result = compute(number, Watch(busy, deadly))
-        try:
-            pipe.send(result)
-        except OSError:
-            return
 
 
 def outlive_termination() -> None:
@@ -174,3 +129,8 @@ def outlive_termination() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, ignore_once)
+
+
+def _as_it_is(batch: Any) -> Any:
+    """In place of torch's function, which makes a tensor of each array; a tensor takes an open file on its way here."""
+    return batch

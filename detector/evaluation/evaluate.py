@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ...datasets.loading.loader import Batch
+from ...datasets.loading.batches import Batch
 from ..model.postprocess import Detections, Postprocess, detect, rescale
 from ..model.retinanet import RetinaNet
 from ..results.columns import DetectionColumns
 from ..system.distributed import Process, all_sum, columns_of_others
 from ..system.progress import progress_bar
-from ..system.told import told
 from .columnar import ColumnarEvaluator, Matches
 from .ground_truth import GroundTruth, fixed_ap
 from .metrics import summarize, summarize_fixed_ap
@@ -71,7 +70,7 @@ class Evaluation:
         network.eval()
         quiet, indices, unreadable = self.process.rank != 0, [], []
         bar = progress_bar(self.batches, desc="evaluate", unit="batch", disable=quiet, leave=False)
-        for batch in told(bar, self.process):
+        for batch in bar:
             indices += batch.image_indices
             unreadable += batch.unreadable
             found = detect(network, batch.images, batch.padded_size, self.postprocess)

@@ -7,11 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ...datasets.loading.loader import Batch
+from ...datasets.loading.batches import Batch
+from ...datasets.loading.scenes import MEAN_COLOR
 from ...losses import IGNORE
 from .drawing import draw_boxes, sheet, titled
-
-_PADDING = (124, 116, 104)  # the mean color, which is 0 after normalization, as padding is
 
 
 def batch_sheet(batches: Iterable[Batch], class_names: Sequence[str], *, count: int, columns: int = 4) -> NDArray:
@@ -26,7 +25,7 @@ def batch_sheet(batches: Iterable[Batch], class_names: Sequence[str], *, count: 
 def _seen_by_model(number: int, batch: Batch, i: int, class_names: Sequence[str]) -> NDArray:
     """Image `i` of batch `number`."""
     (height, width), targets = batch.images[i].shape[-2:], batch.targets[i]
-    padded = np.full((*batch.padded_sizes[i], 3), _PADDING, np.uint8)
+    padded = np.full((*batch.padded_sizes[i], 3), MEAN_COLOR, np.uint8)  # 0 after normalization, as padding is
     padded[:height, :width] = _hatched(batch.images[i].permute(1, 2, 0).numpy(), targets.ignore_boxes.numpy())
     padded = _outlined(padded, (height, width))
     labels, ignored = targets.labels.tolist(), len(targets.ignore_boxes)

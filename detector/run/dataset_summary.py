@@ -2,13 +2,13 @@
 
 import numpy as np
 
+from ...datasets.loading.dataset import Splits
 from ...datasets.loading.samplers import occurrences
-from ..build_data import Data
 
 _TOP = 5  # images and classes that are named
 
 
-def describe(data: Data) -> str:
+def describe(data: Splits) -> str:
     """A few lines on what is in the data: images, objects, the most and the least frequent classes, boxes left out."""
     lines = []
     for name, split in (("train", data.train), ("val", data.val)):
@@ -30,7 +30,7 @@ def describe(data: Data) -> str:
     return "\n".join(lines)
 
 
-def _most_repeated(data: Data) -> str:
+def _most_repeated(data: Splits) -> str:
     """The images and the classes that come most often in the first epoch; "" if no image comes twice."""
     train, names = data.train, data.train.annotations.file_names
     times = np.bincount(data.stream.sequence(0), minlength=len(train))

@@ -8,9 +8,9 @@ import yaml
 from PIL import Image
 from torch import nn
 
-from ...datasets.loading.loader import Batch
+from ...datasets.loading.batches import Batch
+from ...datasets.loading.dataset import Splits
 from ...losses import GradientGuidedLoss
-from ..build_data import Data
 from ..checkpoint.file import save_checkpoint
 from ..checkpoint.folder import mark_best, prune, step_path
 from ..config.schema import Config
@@ -36,7 +36,7 @@ class Saver:
     tried again at the next interval, and by `finish` for the last.
     """
 
-    def __init__(self, run: Run, data: Data, config: Config, process: Process, lease: Lease, log: RunLog):
+    def __init__(self, run: Run, data: Splits, config: Config, process: Process, lease: Lease, log: RunLog):
         self._run, self._data, self._config = run, data, config
         self._process, self._lease, self._log = process, lease, log
         self._failed = False
@@ -91,7 +91,7 @@ def keep_sick_step(run: Run, config: Config, process: Process, log: RunLog, step
         log.say(f"warning: {error}")
 
 
-def _content(run: Run, data: Data, config: Config) -> dict:
+def _content(run: Run, data: Splits, config: Config) -> dict:
     """What a checkpoint holds: enough to go on, and enough to use the model without anything else."""
     return {
         "format": FORMAT,
@@ -101,7 +101,7 @@ def _content(run: Run, data: Data, config: Config) -> dict:
     }
 
 
-def introduce(log: RunLog, config: Config, data: Data, run: Run, total_steps: int, notes: list[str]) -> None:
+def introduce(log: RunLog, config: Config, data: Splits, run: Run, total_steps: int, notes: list[str]) -> None:
     """Write down what is about to be trained, on what, with what, and the lines of `notes`."""
     if not log.enabled:
         return

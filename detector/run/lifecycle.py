@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
+from ...datasets.loading.dataset import Splits
 from ..build import Schedule, build_evaluation, build_pictures, build_run, build_schedule
-from ..build_data import Data, build_data, build_training_loader, images_per_pass
+from ..build_data import build_data, build_training_loader, images_per_pass
 from ..config.schema import Config
 from ..evaluation.evaluate import Evaluation
 from ..system.distributed import Process, from_rank_zero, on_rank_zero, share_buffers
 from ..system.processes import elastic_job
-from ..system.told import told
 from ..training.state import Run, StopRequest
 from . import folder as run_folder
 from . import resume as resuming
@@ -66,7 +66,7 @@ def _claim(lease: Lease, config: Config, resume: str | None) -> dict | None:
 
 
 def _run(
-    run: Run, config: Config, data: Data, evaluation: Evaluation, process: Process, lease: Lease, stop: StopRequest,
+    run: Run, config: Config, data: Splits, evaluation: Evaluation, process: Process, lease: Lease, stop: StopRequest,
     notes: list[str],
 ) -> bool:  # fmt: skip
     """Train, and say and write what there is to tell; returns whether the run is complete."""
@@ -96,7 +96,7 @@ def _run(
 
 
 def _train(
-    run: Run, config: Config, data: Data, schedule: Schedule, evaluation: Evaluation, process: Process, log: RunLog,
+    run: Run, config: Config, data: Splits, schedule: Schedule, evaluation: Evaluation, process: Process, log: RunLog,
     save: run_folder.Saver, stop: StopRequest,
 ) -> None:  # fmt: skip
     """Train to the end, with the evaluations on the way, among them one that was missed when the run was stopped."""
@@ -108,7 +108,7 @@ def _train(
         evaluate()
     batches = build_training_loader(config, data, process, first=run.step, total=schedule.total_steps)
     train(
-        run, told(batches, process), process,
+        run, batches, process,
         total_steps=schedule.total_steps, learning_rate=schedule.learning_rate,
         images_per_pass=images_per_pass(config, process), precision=config.train.precision,
         clip_norm=config.optimizer.clip_norm, compiled=config.train.compile,
@@ -133,14 +133,12 @@ class _Teller(logging.Handler):
 def _warnings_in(log: RunLog) -> Iterator[None]:
     """Say in the run's log what our packages warn of through Python's logging while the block runs."""
     handler = _Teller(log)
-    loggers = [logging.getLogger(package) for package in ("datasets", "detector", "losses")]
-    for logger in loggers:
-        logger.addHandler(handler)
+    logger = logging.getLogger("longshot")
+    logger.addHandler(handler)
     try:
         yield
     finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
+        logger.removeHandler(handler)
 
 
 def _set_seed(config: Config) -> None:
@@ -151,7 +149,7 @@ def _set_seed(config: Config) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def _evaluate(run: Run, evaluation: Evaluation, log: RunLog, data: Data, config: Config) -> None:
+def _evaluate(run: Run, evaluation: Evaluation, log: RunLog, data: Splits, config: Config) -> None:
     """Evaluate, write the result down, and draw detections if the configuration asks for pictures."""
     share_buffers(run.evaluated_network)
     result = evaluation.run(run.evaluated_network)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ...datasets.loading.loader import Batch
+from ...datasets.loading.batches import Batch
 from ...losses import GradientGuidedLoss
 from ..system.files import append_text, write_text
 from ..system.progress import progress_bar

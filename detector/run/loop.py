@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from ...datasets.loading.loader import Batch
+from ...datasets.loading.batches import Batch
 from ..system.distributed import Process
 from ..training.nonfinite import MOST_IN_A_ROW, NonFiniteStep
 from ..training.optim import set_learning_rate

@@ -1,5 +1,6 @@
 """The processes of one run. `torchrun` is the engine: it starts them and tells them who they are by environment variables."""
 
+import logging
 import os
 import time
 import uuid
@@ -63,10 +64,19 @@ def process_group(device: str = "auto") -> Iterator[Process]:
     store = _fresh(store, rank, world_size)
     backend = "nccl" if use_cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
+    if rank > 0:
+        _warn_with_rank(rank)
     yield Process(dist.get_rank(), dist.get_world_size(), where)
     # Not after an error: the others may be waiting in a collective, NCCL would wait for them in turn, and torchrun would
     # never learn that this process has failed.
     dist.destroy_process_group()
+
+
+def _warn_with_rank(rank: int) -> None:
+    """Show in the terminal what this process alone can warn of: images that it could not read. Rank 0 has the log."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"process {rank}: warning: %(message)s"))
+    logging.getLogger("longshot.datasets").addHandler(handler)
 
 
 def _fresh(store: dist.Store, rank: int, world_size: int) -> dist.Store:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...datasets.loading.loader import Targets
+from ...datasets.loading.dataset import Targets
 from ...losses import distribution_focal_loss
 from ..matching.assign import assign
 from ..model.box_coding import BoxCoding, DeltaCoding, DistributionCoding, centerness

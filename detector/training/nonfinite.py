@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...datasets.loading.loader import Batch
+from ...datasets.loading.batches import Batch
 
 MOST_IN_A_ROW = 10  # skipped steps; more are no accident
 MOST_WRITTEN = 3  # files per process: each may hold hundreds of megabytes

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ...datasets.loading.loader import Batch, Targets
+from ...datasets.loading.batches import Batch
+from ...datasets.loading.dataset import Targets
 from ..system.distributed import Process, all_sum
 from .nonfinite import MovingStatistics, NonFiniteStep
 from .state import Run, StopRequest

@@ -14,9 +14,9 @@ from specimens import annotations, plain_json, write_dataset
 
 from longshot.datasets.annotations.annotations import Annotations, read_annotations
 from longshot.datasets.classes import Classes
-from longshot.datasets.images.boxes import usable_objects
+from longshot.datasets.images.transforms import usable_objects
+from longshot.datasets.loading.batches import BatchLoader, EvaluationBatches
 from longshot.datasets.loading.dataset import DetectionDataset
-from longshot.datasets.loading.loader import evaluation_loader
 from longshot.datasets.loading.samplers import training_stream
 from longshot.detector.evaluation.columnar import ColumnarEvaluator
 from longshot.detector.evaluation.ground_truth import GroundTruth, choose_protocol
@@ -65,7 +65,8 @@ class AnnotationFiles:
         training_stream(*dataset.learned_objects(), num_images=len(dataset), name="repeat_factor", threshold=0.1,
                         power=0.5, rounding="ceil", batch_size=2, seed=0)  # fmt: skip
         options = {"short_side": 32, "long_side": 64, "pad_multiple": 32, "batch_size": 8}
-        for batch in evaluation_loader(dataset, **options):
+        batches = EvaluationBatches(dataset, **options)
+        for batch in BatchLoader(batches, range(len(batches))):
             assert all(targets.boxes.isfinite().all() for targets in batch.targets), "boxes that are not finite"
         return self.path.read_bytes(), known
 

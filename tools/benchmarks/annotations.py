@@ -17,7 +17,7 @@ import numpy as np
 
 from longshot.datasets.annotations.annotations import Annotations, read_annotations
 from longshot.datasets.annotations.coco import CocoFile
-from longshot.datasets.loading.loader import DetectionDataset
+from longshot.datasets.loading.dataset import DetectionDataset
 from longshot.detector.system.progress import progress_bar
 from longshot.tools.benchmarks import memory
 from longshot.tools.benchmarks.annotation_file import write_annotations

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionAnchors
 
-from longshot.datasets.loading.loader import padded_size
+from longshot.datasets.loading.batches import padded_size
 from longshot.detector.model.anchors import AnchorGenerator
 from longshot.detector.model.boxes import encode, intersection_over_union
 from longshot.detector.model.fpn import STRIDES

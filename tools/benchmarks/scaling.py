@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from longshot.datasets.classes import Classes
+from longshot.datasets.loading.batches import Batch
 from longshot.datasets.loading.dataset import Targets
-from longshot.datasets.loading.loader import Batch
 from longshot.detector.build import build_criterion, build_network, build_run
 from longshot.detector.config.schema import Config, parse_config
 from longshot.detector.system.distributed import Process

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
+from longshot.datasets.loading.batches import Batch
 from longshot.datasets.loading.dataset import Targets
-from longshot.datasets.loading.loader import Batch
 from longshot.detector.build import build_criterion, build_network
 from longshot.detector.config.schema import Config, parse_config
 from longshot.detector.system.distributed import Process

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from longshot.datasets.loading.loader import padded_size
+from longshot.datasets.loading.batches import padded_size
 from longshot.detector.build import build_criterion, build_network
 from longshot.detector.build_data import images_per_pass
 from longshot.detector.config.schema import Config

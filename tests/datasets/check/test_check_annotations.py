@@ -6,7 +6,7 @@ import pytest
 
 from longshot.datasets import read_annotations
 from longshot.datasets.check import Finding
-from longshot.datasets.images.boxes import usable_objects
+from longshot.datasets.images.transforms import usable_objects
 
 
 def _annotation(**values):

@@ -9,7 +9,7 @@ import pytest
 
 from longshot.datasets import DataError, read_annotations
 from longshot.datasets.check import SplitFiles, check_dataset
-from longshot.datasets.images.boxes import usable_objects
+from longshot.datasets.images.transforms import usable_objects
 
 
 @pytest.mark.parametrize(

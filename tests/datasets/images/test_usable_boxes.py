@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from longshot.datasets import DataError, read_annotations
-from longshot.datasets.images.boxes import clipped_boxes, usable_objects
+from longshot.datasets.images.transforms import clipped_boxes, usable_objects
 
 
 def test_boxes_are_clipped_to_their_own_images():

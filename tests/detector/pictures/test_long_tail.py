@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from longshot.datasets.classes import Classes
+from longshot.datasets.loading.batches import Batch
 from longshot.datasets.loading.dataset import Targets
-from longshot.datasets.loading.loader import Batch
 from longshot.datasets.loading.samplers import TrainingStream
 from longshot.detector.build_data import build_data
 from longshot.detector.pictures.batches import batch_sheet

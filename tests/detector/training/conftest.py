@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longshot.datasets.loading.loader import Batch
+from longshot.datasets.loading.batches import Batch
 from longshot.detector.build import build_run
 from longshot.detector.build_data import build_data, build_training_loader
 from longshot.detector.model.head import HeadOutputs

@@ -7,8 +7,8 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
+from longshot.datasets.loading.batches import Batch
 from longshot.datasets.loading.dataset import Targets
-from longshot.datasets.loading.loader import Batch
 from longshot.detector.build import build_criterion, build_network
 from longshot.detector.training.optim import build_optimizer
 from longshot.detector.training.state import Run
