@@ -9,10 +9,9 @@ from ..datasets.annotations.annotations import Annotations, read_annotations
 from ..datasets.classes import Classes
 from ..datasets.emoji.dataset import draw_dataset
 from ..datasets.images.augmentation import AUGMENTATIONS, Augmentation
-from ..datasets.loading import batches as loading
-from ..datasets.loading.batches import BatchLoader, EvaluationBatches, TrainingBatches
+from ..datasets.loading.batches import BatchLoader, EvaluationBatches, TrainingBatches, share_of_step
 from ..datasets.loading.dataset import DetectionDataset, Splits
-from ..datasets.loading.samplers import TrainingStream, training_stream
+from ..datasets.loading.samplers import ClassAwareStream, TrainingStream, instance_factors, repeat_factors
 from ..datasets.loading.scenes import draw_scenes
 from .config import schema as c
 from .errors import ConfigError, config_errors
@@ -42,14 +41,24 @@ def build_val(config: c.Config, process: Process) -> DetectionDataset:
 
 
 def images_per_pass(config: c.Config, process: Process) -> int:
-    """Images that a process holds at once. Raises ConfigError if passes and processes do not divide the batch."""
-    train, together = config.train, config.data.pad_together
-    try:
-        return loading.images_per_pass(
-            train.batch_size, train.images_per_pass, world_size=process.world_size, pad_together=together
+    """Images that a process holds at once.
+
+    Raises ConfigError if passes and processes do not divide the batch, or a pass would hold several padded sizes.
+    """
+    batch = config.train.batch_size
+    per_pass = config.train.images_per_pass or max(1, batch // process.world_size)
+    if batch % (per_pass * process.world_size):
+        raise ConfigError(
+            f"train.batch_size {batch} is not divisible by {process.world_size} processes times {per_pass} images per "
+            "pass; change train.batch_size, train.images_per_pass or the number of processes"
         )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    together = config.data.pad_together
+    if together and together % per_pass:
+        raise ConfigError(
+            f"data.pad_together {together} is not a multiple of {per_pass} images per pass, which need one padded size; "
+            f"set train.images_per_pass={together}, or change data.pad_together, which may change the result a little"
+        )
+    return per_pass
 
 
 def build_training_loader(config: c.Config, data: Splits, process: Process, *, first: int, total: int) -> BatchLoader:
@@ -58,7 +67,7 @@ def build_training_loader(config: c.Config, data: Splits, process: Process, *, f
         draw_scenes, data.stream, size_of=data.train.size, augmentation=_augmentation(config.data), seed=config.seed,
         short_sides=config.data.short_sides, long_side=config.data.long_side, flip=config.data.flip,
     )  # fmt: skip
-    share = loading.share_of_step(
+    share = share_of_step(
         data.stream.batch_size, images_per_pass(config, process), process.rank, process.world_size
     )
     batches = TrainingBatches(
@@ -128,11 +137,22 @@ def _augmentation(data: c.Data) -> Augmentation:
 
 
 def _stream(config: c.Config, train: DetectionDataset) -> TrainingStream:
+    sampler, (labels, images) = config.data.sampler, train.learned_objects()
     wide = train.sizes[:, 1] >= train.sizes[:, 0] if config.data.aspect_grouping else None
-    stream = training_stream(
-        *train.learned_objects(), num_images=len(train), name=config.data.sampler.name, **config.data.sampler.options(),
-        batch_size=config.train.batch_size, seed=config.seed, wide=wide,
-    )  # fmt: skip
+    options = {"num_images": len(train), "batch_size": config.train.batch_size, "seed": config.seed, "wide": wide}
+    if sampler.name == "class_aware":
+        stream = ClassAwareStream(labels, images, **options)
+    elif sampler.name == "instance_balanced":  # most factors are below 1: rounded up, hardly any of them would differ
+        factors = instance_factors(images, num_images=len(train))
+        stream = TrainingStream(factors=factors, rounding="stochastic", **options)
+    else:
+        factors = None
+        if sampler.name == "repeat_factor":
+            limits = {"threshold": sampler.threshold, "power": sampler.power}
+            factors = repeat_factors(labels, images, num_images=len(train), **limits)
+        stream = TrainingStream(
+            factors=factors, rounding=sampler.rounding, legacy_order=sampler.legacy_order, **options
+        )
     if stream.epoch_length > _LONGEST_EPOCH:
         raise ConfigError(
             f"data.sampler: an epoch would have {stream.epoch_length:.1e} images, of the {len(train)} that there are; "

@@ -50,7 +50,7 @@ def read_image(path: Path | str, expected_size: tuple[int, int] | None = None) -
         missing = isinstance(error, FileNotFoundError)
         why = "no such image" if missing else f"cannot be opened: {getattr(error, 'strerror', None) or error}"
         raise DataError(f"{path}: {why}") from error
-    with content, _damage_told(content, path), Image.open(content) as file:
+    with content, _damage_as_data_error(content, path), Image.open(content) as file:
         stored = file.height, file.width
         # Before the pixels take memory: a few bytes can claim gigabytes of them.
         if expected_size is not None and sorted(stored) != sorted(expected_size):
@@ -68,7 +68,7 @@ def read_image(path: Path | str, expected_size: tuple[int, int] | None = None) -
 
 
 @contextmanager
-def _damage_told(content: BinaryIO, path: Path | str) -> Iterator[None]:
+def _damage_as_data_error(content: BinaryIO, path: Path | str) -> Iterator[None]:
     """Turn what Pillow raises for the content of a file into DataError."""
     try:
         yield
@@ -134,9 +134,7 @@ def check_images(annotations: Annotations, folder: Path | str, *, allow_missing:
         return
     hint = ""
     if annotations.is_lvis or any("2017/" in name for name in missing):
-        hint = (
-            "; LVIS val uses images of train2017 too: put train2017 and val2017 of COCO into one folder and name that"
-        )
+        hint = "; LVIS val uses images of train2017 too: put train2017 and val2017 of COCO into one folder and name that"
     raise DataError(
         f"{folder}: {len(missing)} of the {len(looked_at)} images looked at are missing, for example {missing[0][:200]}; it "
         f"must be the folder which the file names in {annotations.path} are relative to{hint}"

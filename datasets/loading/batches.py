@@ -145,14 +145,13 @@ class TrainingBatches(_Batches):
         # Also those of other processes and passes.
         padded = [padded_size([scene.size for scene in group], self._pad_multiple) for group in groups]
         sizes = [padded[i // together] for i in self._share]
-        return self._packed(step, [scenes[i] for i in self._share], sizes, self._readers(step))
+        readers = [] if self._seed is None else self._readers(step, self._seed)
+        return self._packed(step, [scenes[i] for i in self._share], sizes, readers)
 
-    def _readers(self, step: int) -> list[SceneReader]:
-        """One for each scene of this process's share, if others are shown in place of unreadable images."""
-        if self._seed is None:
-            return []
+    def _readers(self, step: int, seed: int) -> list[SceneReader]:
+        """One for each scene of this process's share."""
         positions = [position for _, position in self._stream.step(step)]
-        others = [others_nearby(self._stream, positions[i], self._seed) for i in self._share]
+        others = [others_nearby(self._stream, positions[i], seed) for i in self._share]
         return [ShowingOthers(self._read, of_one, self.dataset.size) for of_one in others]
 
 
@@ -215,7 +214,8 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         logged: set[str] = set()
-        for packed in self._read():
+        # In no variable: the traceback of an error would keep the workers.
+        for packed in self._ahead() if self._workers else map(self._batches.__getitem__, self._numbers):
             if isinstance(packed, DataError):
                 raise packed
             batch = packed.unpack()
@@ -225,33 +225,12 @@ class BatchLoader:
             logged.update(batch.warnings)
             yield batch
 
-    def _read(self) -> Iterator[Packed | DataError]:
-        if self._workers == 0:
-            return map(self._batches.__getitem__, self._numbers)
+    def _ahead(self) -> Iterator[Packed | DataError]:
         dataset = self._batches.dataset
         return read_ahead(
             self._batches, self._numbers, workers=self._workers, pin_memory=self._pin_memory,
             describe=lambda index: f"{dataset.path(index)} ({dataset.called(index)})",
         )  # fmt: skip
-
-
-def images_per_pass(batch_size: int, wanted: int | None, *, world_size: int, pad_together: int | None = None) -> int:
-    """Images that a process holds at once: so many as are wanted, or its whole share of a batch.
-
-    Raises ValueError if passes and processes do not divide the batch, or a pass would hold several padded sizes.
-    """
-    per_pass = wanted or max(1, batch_size // world_size)
-    if batch_size % (per_pass * world_size):
-        raise ValueError(
-            f"train.batch_size {batch_size} is not divisible by {world_size} processes times {per_pass} images per "
-            "pass; change train.batch_size, train.images_per_pass or the number of processes"
-        )
-    if pad_together and pad_together % per_pass:
-        raise ValueError(
-            f"data.pad_together {pad_together} is not a multiple of {per_pass} images per pass, which need one padded size; "
-            f"set train.images_per_pass={pad_together}, or change data.pad_together, which may change the result a little"
-        )
-    return per_pass
 
 
 def share_of_step(batch_size: int, per_pass: int, rank: int, world_size: int) -> list[int]:

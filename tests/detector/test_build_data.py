@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from longshot.datasets import DataError
 from longshot.datasets.images.transforms import View
 from longshot.datasets.loading.samplers import ClassAwareStream, TrainingStream
 from longshot.detector.build_data import build_data, build_training_loader, build_val, images_per_pass
@@ -172,6 +173,6 @@ def test_class_sets_that_differ_between_train_and_val_are_named(make_config, cpu
     (tmp_path / "val.json").write_text(json.dumps(content))
     config = make_config(differences={"data": {"val": {"annotations": str(tmp_path / "val.json")}}})
     with pytest.raises(
-        ConfigError, match=r"train.json \(train\) has 4 classes, .*id 3: 'red square' here, 'a dog' there"
+        DataError, match=r"train.json \(train\) has 4 classes, .*id 3: 'red square' here, 'a dog' there"
     ):
         build_data(config, cpu)

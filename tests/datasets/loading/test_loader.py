@@ -16,7 +16,6 @@ from longshot.datasets.loading.batches import (
     padded_size,
     share_of_step,
 )
-from longshot.datasets.loading.batches import images_per_pass as passes
 from longshot.datasets.loading.dataset import DetectionDataset
 from longshot.datasets.loading.samplers import TrainingStream, repeat_factors
 from longshot.datasets.loading.scenes import draw_scenes
@@ -40,7 +39,7 @@ def training_loader(
     images_per_pass=None, workers=0, **view,
 ):  # fmt: skip
     """This process's share of the batches of some steps."""
-    per_pass = passes(stream.batch_size, images_per_pass, world_size=world_size, pad_together=pad_together)
+    per_pass = images_per_pass or stream.batch_size // world_size
     draw = partial(
         draw_scenes, stream, size_of=dataset.size, augmentation=augmentation or Augmentation(), seed=seed, **view
     )
@@ -224,10 +223,6 @@ def test_images_of_several_padded_sizes_have_no_common_one(dataset):
     )
     with pytest.raises(ValueError, match="too many values"):
         _ = batch.padded_size
-    with pytest.raises(ValueError, match="pad_together 2 is not a multiple of 4 images per pass"):
-        training_loader(
-            dataset, _stream(dataset), **OPTIONS, start_step=0, num_steps=1, pad_together=2, images_per_pass=4
-        )
 
 
 def test_augmentation_is_seen_in_the_batches(dataset):
@@ -244,12 +239,6 @@ def test_augmentation_is_seen_in_the_batches(dataset):
 def test_channels_are_last_in_memory(dataset):
     (batch,) = training_loader(dataset, _stream(dataset), **OPTIONS, start_step=0, num_steps=1)
     assert all(image.permute(1, 2, 0).is_contiguous() for image in batch.images)
-
-
-def test_batch_that_cannot_be_dealt_is_refused(dataset):
-    for options in ({"world_size": 3}, {"images_per_pass": 3}, {"world_size": 16}):
-        with pytest.raises(ValueError, match="batch_size 8 is not divisible by"):
-            training_loader(dataset, _stream(dataset), **OPTIONS, start_step=0, num_steps=1, **options)
 
 
 TEST = {"short_side": 32, "long_side": 64, "pad_multiple": 16, "batch_size": 2}

@@ -77,10 +77,8 @@ def test_a_worker_that_crashes_names_the_image_it_was_reading(deadly, end, advic
     deadly.end = end
     number = EvaluationBatches(deadly, **OPTIONS)._order.tolist().index(DEADLY)
     told = rf"was ended by {end.name} in batch {number}, reading {deadly.path(DEADLY)} \({deadly.called(DEADLY)}\); {advice}"
-    begin = time.monotonic()
     with pytest.raises(DataError, match=told):
         list(loader(deadly, replace=replace))
-    assert time.monotonic() - begin < 4  # torch itself looks every 5 seconds
     assert not multiprocessing.active_children()
 
 
@@ -92,7 +90,7 @@ def test_a_worker_that_ends_by_itself_is_an_error_of_ours(deadly):
 
 @pytest.mark.parametrize("method", ["fork", "spawn"], indirect=True)
 def test_a_worker_that_crashes_between_batches_was_reading_no_image_and_leaves_the_step_alone(dataset, method):
-    batches = iter(loader(dataset))
+    batches = iter(loader(dataset, workers=1))
     next(batches)
     before = signal.getsignal(signal.SIGCHLD)
     victim = multiprocessing.active_children()[0]
