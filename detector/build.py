@@ -9,10 +9,10 @@ from torch.amp import GradScaler
 from torch.optim.swa_utils import AveragedModel
 
 from ..datasets.classes import Classes
-from ..datasets.loading.dataset import DetectionDataset
+from ..datasets.loading.dataset import DetectionDataset, Splits
 from ..datasets.loading.samplers import TrainingStream
 from ..losses import BOX_LOSSES, CLASSIFICATION_LOSSES, LOSSES_OF_COUNTS
-from .build_data import Data, build_evaluation_loader
+from .build_data import build_evaluation_loader
 from .checkpoint.trunk import load_trunk
 from .config import schema as c
 from .errors import ConfigError, config_errors
@@ -203,7 +203,7 @@ def build_evaluation(config: c.Config, val: DetectionDataset, classes: Classes, 
     )  # fmt: skip
 
 
-def build_pictures(config: c.Config, data: Data, network: RetinaNet) -> np.ndarray:
+def build_pictures(config: c.Config, data: Splits, network: RetinaNet) -> np.ndarray:
     """Validation images with their objects and the network's detections; (H, W, 3) uint8."""
     return detection_sheet(
         network, data.val, build_postprocess(config), data.classes.names,

@@ -1,7 +1,6 @@
 """From a Config to data: both splits, the order of training images, batches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -10,9 +9,10 @@ from ..datasets.annotations.annotations import Annotations, read_annotations
 from ..datasets.classes import Classes
 from ..datasets.emoji.dataset import EmojiFiles, EmojiOptions, draw_dataset
 from ..datasets.images.augmentation import AUGMENTATIONS, Augmentation
-from ..datasets.loading.dataset import DetectionDataset
-from ..datasets.loading.loader import BatchLoader, evaluation_loader, training_loader
-from ..datasets.loading.samplers import TrainingStream, training_stream
+from ..datasets.loading.batches import BatchLoader, EvaluationBatches, TrainingBatches, share_of_step
+from ..datasets.loading.dataset import DetectionDataset, Splits
+from ..datasets.loading.samplers import ClassAwareStream, TrainingStream, instance_factors, repeat_factors
+from ..datasets.loading.scenes import draw_scenes
 from .config import schema as c
 from .errors import ConfigError, config_errors
 from .system.distributed import Process, on_rank_zero
@@ -20,17 +20,7 @@ from .system.distributed import Process, on_rank_zero
 _LONGEST_EPOCH = 10**8  # images: the order of so many takes a gigabyte
 
 
-@dataclass(frozen=True)
-class Data:
-    """Both splits, their classes, and the order of training images."""
-
-    train: DetectionDataset
-    val: DetectionDataset
-    classes: Classes
-    stream: TrainingStream
-
-
-def build_data(config: c.Config, process: Process) -> Data:
+def build_data(config: c.Config, process: Process) -> Splits:
     """Read both annotation files, after drawing the dataset if the configuration asks for that.
 
     Raises ConfigError for paths that are not set, DataError for everything that is wrong with the data.
@@ -41,7 +31,7 @@ def build_data(config: c.Config, process: Process) -> Data:
     known, other = train.annotations, val.annotations
     classes = Classes.from_annotations(known, rare=config.data.rare, common=config.data.common)
     classes.check_same(other.category_ids, other.class_names, here=f"{known.path} (train)", there=f"{other.path} (val)")
-    return Data(train, val, classes, _stream(config, train))
+    return Splits(train, val, classes, _stream(config, train))
 
 
 def build_val(config: c.Config, process: Process) -> DetectionDataset:
@@ -71,26 +61,37 @@ def images_per_pass(config: c.Config, process: Process) -> int:
     return per_pass
 
 
-def build_training_loader(config: c.Config, data: Data, process: Process, *, first: int, total: int) -> BatchLoader:
+def build_training_loader(config: c.Config, data: Splits, process: Process, *, first: int, total: int) -> BatchLoader:
     """This process's share of the batches of steps first, …, total - 1."""
-    return training_loader(
-        data.train, data.stream,
+    draw = partial(
+        draw_scenes, data.stream, size_of=data.train.size, augmentation=_augmentation(config.data), seed=config.seed,
         short_sides=config.data.short_sides, long_side=config.data.long_side, flip=config.data.flip,
-        augmentation=_augmentation(config.data), seed=config.seed,
-        pad_multiple=config.data.pad_multiple, pad_together=config.data.pad_together, start_step=first, num_steps=total - first, images_per_pass=images_per_pass(config, process),
-        rank=process.rank, world_size=process.world_size, workers=config.data.workers,
-        on_unreadable=config.data.on_unreadable,
     )  # fmt: skip
+    share = share_of_step(
+        data.stream.batch_size, images_per_pass(config, process), process.rank, process.world_size
+    )
+    batches = TrainingBatches(
+        data.train, data.stream, draw, share=share,
+        pad_multiple=config.data.pad_multiple, pad_together=config.data.pad_together,
+        seed=config.seed if config.data.on_unreadable == "replace" else None,
+    )  # fmt: skip
+    return _loader(batches, range(first, total), config, process)
 
 
 def build_evaluation_loader(config: c.Config, val: DetectionDataset, process: Process) -> BatchLoader:
     """This process's share of batches that together hold every validation image once."""
-    return evaluation_loader(
+    batches = EvaluationBatches(
         val, short_side=config.data.test_short_side, long_side=config.data.long_side,
         pad_multiple=config.data.pad_multiple, batch_size=config.eval.batch_size,
-        rank=process.rank, world_size=process.world_size, workers=config.data.workers,
-        on_unreadable=config.data.on_unreadable,
+        replace=config.data.on_unreadable == "replace",
     )  # fmt: skip
+    return _loader(batches, range(process.rank, len(batches), process.world_size), config, process)
+
+
+def _loader(
+    batches: TrainingBatches | EvaluationBatches, numbers: range, config: c.Config, process: Process
+) -> BatchLoader:
+    return BatchLoader(batches, numbers, workers=config.data.workers, pin_memory=process.device.type == "cuda")
 
 
 def _reading(config: c.Config) -> dict[str, bool]:
@@ -136,11 +137,22 @@ def _augmentation(data: c.Data) -> Augmentation:
 
 
 def _stream(config: c.Config, train: DetectionDataset) -> TrainingStream:
+    sampler, (labels, images) = config.data.sampler, train.learned_objects()
     wide = train.sizes[:, 1] >= train.sizes[:, 0] if config.data.aspect_grouping else None
-    stream = training_stream(
-        *train.learned_objects(), num_images=len(train), name=config.data.sampler.name, **config.data.sampler.options(),
-        batch_size=config.train.batch_size, seed=config.seed, wide=wide,
-    )  # fmt: skip
+    options = {"num_images": len(train), "batch_size": config.train.batch_size, "seed": config.seed, "wide": wide}
+    if sampler.name == "class_aware":
+        stream = ClassAwareStream(labels, images, **options)
+    elif sampler.name == "instance_balanced":  # most factors are below 1: rounded up, hardly any of them would differ
+        factors = instance_factors(images, num_images=len(train))
+        stream = TrainingStream(factors=factors, rounding="stochastic", **options)
+    else:
+        factors = None
+        if sampler.name == "repeat_factor":
+            limits = {"threshold": sampler.threshold, "power": sampler.power}
+            factors = repeat_factors(labels, images, num_images=len(train), **limits)
+        stream = TrainingStream(
+            factors=factors, rounding=sampler.rounding, legacy_order=sampler.legacy_order, **options
+        )
     if stream.epoch_length > _LONGEST_EPOCH:
         raise ConfigError(
             f"data.sampler: an epoch would have {stream.epoch_length:.1e} images, of the {len(train)} that there are; "

@@ -9,7 +9,7 @@ from longshot.tools.arguments import add_config, positive
 if TYPE_CHECKING:
     import numpy as np
 
-    from longshot.detector.build_data import Data
+    from longshot.datasets.loading.dataset import Splits
     from longshot.detector.config.schema import Config
 
 
@@ -40,7 +40,7 @@ def main() -> None:
         print(f"what the model sees: {pictures}\ntraining images per class: {histogram}")
 
 
-def _sheet(config: "Config", data: "Data", split: str, count: int) -> "np.ndarray":
+def _sheet(config: "Config", data: "Splits", split: str, count: int) -> "np.ndarray":
     """The first images of training, or of an evaluation; (H, W, 3) uint8."""
     from longshot.detector.build_data import build_evaluation_loader, build_training_loader
     from longshot.detector.pictures.batches import batch_sheet

@@ -4,22 +4,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..annotations.annotations import Annotations
+from ..classes import Classes
 from ..errors import DataError, UnreadableImage
 from ..images.reading import check_images, clipped_boxes, read_image, usable_objects
 from ..images.transforms import View, apply_view, visible_fraction
+from .samplers import TrainingStream
 
-# An object of which less than this fraction of its box is left in the crop can no longer be told: it is ignored.
-MIN_VISIBLE = 0.25
+# An object of which less than this fraction of its box is left in the crop can no longer be recognized: it is ignored.
+MIN_CROPPED_FRACTION = 0.25
 MIN_CROPPED_SIDE = 1.0  # pixels of the view: what a crop leaves of a box is dropped if a side is shorter
 
 
 class Targets(NamedTuple):
-    """What is to be found in an image; boxes are xyxy, pixels of the image as it is seen."""
+    """What is to be found in an image; boxes are xyxy, pixels of the image as it is seen.
+
+    NumPy arrays where an image is read; tensors are made of them once, for a Batch.
+    """
 
     boxes: Tensor  # (G, 4) float32
     labels: Tensor  # (G,) int64 in [0, K)
@@ -29,7 +33,7 @@ class Targets(NamedTuple):
 class DetectionDataset:
     """The images of an annotation file, and how to read one of them.
 
-    Index i means image `image_indices[i]` of the annotations. `report` tells of boxes that are left out.
+    Index i means image `image_indices[i]` of the annotations. `report` says which boxes are left out.
 
     Args:
         images: the folder which the file names are relative to.
@@ -89,7 +93,7 @@ class DetectionDataset:
         return f"image {self.annotations.image_ids[self.image_indices[index]]} of {self.annotations.path}"
 
     def read(self, index: int, view: View) -> tuple[Tensor, Targets]:
-        """An image, (3, h, w) uint8, and its targets, as `view` shows them.
+        """An image, (3, h, w) uint8, and its targets, NumPy arrays, as `view` shows them.
 
         Where the view crops, an object counts if at least a quarter of its box is left; less than that is ignored. Boxes of
         which less than a pixel is left in height or width are dropped.
@@ -111,11 +115,10 @@ class DetectionDataset:
             whole, labels, learned = whole[thick], labels[thick], learned[thick]
         tensor, boxes = apply_view(pixels, whole, view, **self._options)
         if view.crop:
-            learned &= visible_fraction(whole, view.crop) >= MIN_VISIBLE
+            learned &= visible_fraction(whole, view.crop) >= MIN_CROPPED_FRACTION
             large = (boxes[:, 2:] - boxes[:, :2] >= MIN_CROPPED_SIDE).all(axis=1)
             boxes, labels, learned = boxes[large], labels[large], learned[large]
-        arrays = boxes[learned], labels[learned].astype(np.int64), boxes[~learned]
-        return tensor, Targets(*map(torch.from_numpy, arrays))
+        return tensor, Targets(boxes[learned], labels[learned].astype(np.int64), boxes[~learned])
 
     def _not_empty(self, legacy_offset: bool) -> NDArray[np.int64]:
         """Indices of the images to learn from; see the class."""
@@ -125,3 +128,12 @@ class DetectionDataset:
             return images
         thin = (self.annotations.boxes_xywh[self._learned, 2:] <= 1).any(axis=1)
         return np.setdiff1d(images, owners[thin & (counts[image_of_object] == 1)])
+
+
+class Splits(NamedTuple):
+    """Both splits of a dataset, their classes, and the order of training images."""
+
+    train: DetectionDataset
+    val: DetectionDataset
+    classes: Classes
+    stream: TrainingStream

@@ -197,37 +197,3 @@ class ClassAwareStream(TrainingStream):
         images = self._images[self._first[k] : self._first[k] + self._counts[k]]
         passes = -(-rounds // len(images))
         return random.permuted(np.broadcast_to(images, (passes, len(images))), axis=1).ravel()[:rounds]
-
-
-def training_stream(
-    labels: NDArray,
-    images: NDArray,
-    *,
-    num_images: int,
-    name: Literal["random", "repeat_factor", "class_aware", "instance_balanced"],
-    threshold: float,
-    power: float,
-    rounding: Literal["ceil", "stochastic"],
-    batch_size: int,
-    seed: int,
-    legacy_order: bool = False,
-    wide: NDArray[np.bool_] | None = None,
-) -> TrainingStream:
-    """The stream of the sampler that is called `name`.
-
-    Args:
-        labels, images: (T,) class and image of each object.
-        threshold, power, rounding: of "repeat_factor"; see `repeat_factors` and TrainingStream.
-        legacy_order: of "random" and "repeat_factor"; see TrainingStream.
-        num_images, batch_size, seed, wide: see TrainingStream.
-    """
-    options = {"num_images": num_images, "batch_size": batch_size, "seed": seed, "wide": wide}
-    if name == "class_aware":
-        return ClassAwareStream(labels, images, **options)
-    if name == "instance_balanced":  # most factors are below 1: rounded up, hardly any of them would differ
-        factors = instance_factors(images, num_images=num_images)
-        return TrainingStream(factors=factors, rounding="stochastic", **options)
-    if name == "repeat_factor":
-        factors = repeat_factors(labels, images, num_images=num_images, threshold=threshold, power=power)
-        return TrainingStream(factors=factors, rounding=rounding, legacy_order=legacy_order, **options)
-    return TrainingStream(legacy_order=legacy_order, **options)

@@ -12,9 +12,8 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from ..errors import UnreadableImage
 from ..images.augmentation import Augmentation, Placed
-from ..images.transforms import Colors, Region, View, draw_view
+from ..images.transforms import Region, View, draw_view
 from .dataset import Targets
 from .samplers import TrainingStream
 
@@ -22,7 +21,7 @@ from .samplers import TrainingStream
 _PARTNERS, _SCENE, _OTHERS = 5, 6, 7
 _BLOCK = 4096  # positions of the stream: far more than a batch, and an epoch of LVIS has some 25 of them
 Read = Callable[[int, View], tuple[Tensor, Targets]]  # as `DetectionDataset.read`
-_MEAN_COLOR = (124, 116, 104)  # ImageNet's, which is 0 after normalization, as padding is
+MEAN_COLOR = (124, 116, 104)  # ImageNet's, which is 0 after normalization, as padding is
 
 
 class Tile(NamedTuple):
@@ -70,7 +69,8 @@ def draw_scenes(
         short_sides, long_side, flip: as of `draw_view`.
     """
     pairs = stream.step(step)
-    partners = _partners(stream, [position for _, position in pairs], seed) if augmentation.mosaic or augmentation.mixup else None
+    mixes = augmentation.mosaic or augmentation.mixup
+    partners = _partners(stream, [position for _, position in pairs], seed) if mixes else None
     scenes = []
     for number, (index, position) in enumerate(pairs):
         options = {"seed": seed, "position": position, "short_sides": short_sides, "long_side": long_side, "flip": flip}
@@ -106,11 +106,12 @@ def _block(position: int) -> int:
 def _scene(images: Sequence[tuple[int, tuple[int, int]]], augmentation: Augmentation, options: dict[str, Any]) -> Scene:
     """A random scene of the first image, and of the others as may be; `options` are those of `draw_view`."""
     random = np.random.default_rng((_SCENE, options["seed"], options["position"]))
-    mosaic, mixup = augmentation.mosaic, augmentation.mixup
+    mosaic, mixup, jitter = augmentation.mosaic, augmentation.mixup, augmentation.color_jitter
 
     def tile(index: int, placed: Placed) -> Tile:
         flipped = bool(random.random() < options["flip"])
-        return Tile(index, View(placed.size, flipped, placed.part, _colors(augmentation, random)), placed.corner)
+        colors = jitter.draw(random) if jitter else None
+        return Tile(index, View(placed.size, flipped, placed.part, colors), placed.corner)
 
     if mosaic and random.random() < mosaic.probability:
         indices, sizes = zip(*images[:4], strict=True)
@@ -132,16 +133,12 @@ def _view(size: tuple[int, int], augmentation: Augmentation, random: Generator, 
     if augmentation.large_scale_jitter:
         crop, seen = augmentation.large_scale_jitter.draw(crop or Region(0, 0, *size), random)
         view = view._replace(size=seen)
-    return view._replace(crop=crop, colors=_colors(augmentation, random))
-
-
-def _colors(augmentation: Augmentation, random: Generator) -> Colors | None:
-    """Changes of color for one image, if colors are changed at all."""
-    return augmentation.color_jitter.draw(random) if augmentation.color_jitter else None
+    jitter = augmentation.color_jitter
+    return view._replace(crop=crop, colors=jitter.draw(random) if jitter else None)
 
 
 def read_scene(read: Read, scene: Scene) -> tuple[Tensor, Targets]:
-    """The pixels of a scene, (3, h, w) uint8, and the targets of all its images; raises as `read` does.
+    """The pixels of a scene, (3, h, w) uint8, and the targets of all its images, NumPy arrays; raises as `read` does.
 
     Args:
         read: `DetectionDataset.read`, or what stands for it.
@@ -165,7 +162,7 @@ def pasted(read: Read, tiles: Sequence[Tile], size: tuple[int, int]) -> tuple[Te
         (top, left), (height, width) = tile.corner, tile.view.size
         pixels, targets = read(tile.index, tile.view)
         canvas[:, top : top + height, left : left + width] = pixels
-        shift = torch.tensor([left, top, left, top], dtype=torch.float32)
+        shift = np.array([left, top, left, top], np.float32)
         boxes, ignore_boxes = targets.boxes + shift, targets.ignore_boxes + shift
         found.append(Targets(boxes, targets.labels, ignore_boxes))
     return canvas, _joined(found)
@@ -173,35 +170,8 @@ def pasted(read: Read, tiles: Sequence[Tile], size: tuple[int, int]) -> tuple[Te
 
 def mean_color(size: tuple[int, int]) -> Tensor:
     """A picture, (3, h, w) uint8, that shows as little as padding does."""
-    return torch.tensor(_MEAN_COLOR, dtype=torch.uint8).repeat(*size, 1).permute(2, 0, 1)
+    return torch.tensor(MEAN_COLOR, dtype=torch.uint8).repeat(*size, 1).permute(2, 0, 1)
 
 
 def _joined(targets: Sequence[Targets]) -> Targets:
-    return Targets(*map(torch.cat, zip(*targets, strict=True)))
-
-
-class SceneReader:
-    """Reads the images of one scene, as `DetectionDataset.read` does, and remembers what it has shown.
-
-    One that cannot be read is an error here.
-    """
-
-    def __init__(self, read: Read):
-        self._read = read
-        self.shown: list[int] = []  # images, in the order of reading
-        self.unreadable: list[int] = []  # those that something else was shown for
-        self.warnings: list[str] = []
-
-    def __call__(self, index: int, view: View) -> tuple[Tensor, Targets]:
-        """The image and its targets, or what is shown instead. Raises DataError if there is neither."""
-        try:
-            found = self._read(index, view)
-        except UnreadableImage as error:
-            found = self._instead(view, error)
-            self.unreadable.append(index)
-        else:
-            self.shown.append(index)
-        return found
-
-    def _instead(self, view: View, error: UnreadableImage) -> tuple[Tensor, Targets]:
-        raise error
+    return Targets(*map(np.concatenate, zip(*targets, strict=True)))

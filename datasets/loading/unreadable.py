@@ -3,15 +3,39 @@
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from ..errors import DataError, UnreadableImage
 from ..images.transforms import Region, View
 from .dataset import Targets
-from .scenes import Read, SceneReader, Tile, mean_color, pasted
+from .scenes import Read, Tile, mean_color, pasted
 
-MOST_TRIED = 20  # images in place of one; if none of so many can be read, it is not the images that are wrong
+MOST_TRIED = 20  # images in place of one; if none of so many can be read, it is not the images that are damaged
+
+
+class SceneReader:
+    """Reads the images of one scene, as `DetectionDataset.read` does, and remembers what it has shown."""
+
+    def __init__(self, read: Read):
+        self._read = read
+        self.shown: list[int] = []  # images, in the order of reading
+        self.unreadable: list[int] = []  # those that something else was shown for
+        self.warnings: list[str] = []
+
+    def __call__(self, index: int, view: View) -> tuple[Tensor, Targets]:
+        """The image and its targets, or what is shown instead. Raises DataError if there is neither."""
+        try:
+            found = self._read(index, view)
+        except UnreadableImage as error:
+            found = self._instead(view, error)
+            self.unreadable.append(index)
+        else:
+            self.shown.append(index)
+        return found
+
+    def _instead(self, view: View, error: UnreadableImage) -> tuple[Tensor, Targets]:
+        raise NotImplementedError
 
 
 class ShowingOthers(SceneReader):
@@ -56,7 +80,8 @@ class ShowingNothing(SceneReader):
 
     def _instead(self, view: View, error: UnreadableImage) -> tuple[Tensor, Targets]:
         self.warnings.append(f"{error}: it is scored as an image in which nothing was detected")
-        return mean_color(view.size), Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+        no_boxes = np.zeros((0, 4), np.float32)
+        return mean_color(view.size), Targets(no_boxes, np.zeros(0, np.int64), no_boxes)
 
 
 def fitting(size: tuple[int, int], frame: tuple[int, int]) -> tuple[int, int]:

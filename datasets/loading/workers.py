@@ -1,112 +1,120 @@
-"""Worker processes that read batches ahead, by torch's DataLoader; one that dies names the image that it was reading."""
+"""Worker processes of torch's DataLoader, which read batches ahead; and what is said when one of them crashes."""
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..errors import DataError
-from ..images.transforms import View
-from .batches import EvaluationBatches, Packed, TrainingBatches
-from .dataset import Targets
 
-_NOTHING = -1
-_ADVICE = {
+NOTHING = -1
+_ADVICE = {  # by the name of the signal: Windows lacks these
     "SIGKILL": "most likely there was too little memory: lower data.workers, or give the machine more",
     "SIGBUS": "most likely /dev/shm is full: enlarge it (docker run --shm-size), or set data.workers=0",
 }
-
-
-class _ByNumber(Dataset):
-    """Batches for a DataLoader; each worker writes down what it is reading, for its parent to know should it die."""
-
-    def __init__(self, batches: TrainingBatches | EvaluationBatches, workers: int):
-        self._batches = batches
-        self.busy = torch.full((workers, 3), _NOTHING).share_memory_()  # process, number and image of each worker
-
-    def __getitem__(self, number: int) -> Packed | DataError:
-        self._busy_with = self.busy[get_worker_info().id]
-        self._busy_with[0], self._busy_with[1] = os.getpid(), number
-        return self._batches(number, self._read)
-
-    def _read(self, index: int, view: View) -> tuple[Tensor, Targets]:
-        self._busy_with[2] = index
-        found = self._batches.dataset.read(index, view)
-        self._busy_with[2] = _NOTHING
-        return found
+_OTHER_ADVICE = "the file may crash its decoder: look at it, or replace it"
 
 
 def read_ahead(
-    batches: TrainingBatches | EvaluationBatches, numbers: Sequence[int], workers: int
-) -> Iterator[Packed | DataError]:
-    """The batches of the numbers, in order, read by `workers` processes, above 0.
+    batches: Dataset, numbers: Sequence[int], *, workers: int, pin_memory: bool, describe: Callable[[int], str]
+) -> Iterator[Any]:
+    """batches[number] of each number, in order, read ahead by worker processes.
 
-    Raises DataError when a worker has died, a few seconds after it did: with the signal, the image and what to do.
+    Args:
+        batches: write what they are reading into their attribute `reading`, see `_start_worker`.
+        workers: processes, above 0.
+        pin_memory: of what is read, for copies to a GPU; see torch's DataLoader.
+        describe: an image, for messages.
+
+    Raises:
+        DataError: a worker has crashed: the image that it was reading, and what to do.
     """
-    by_number = _ByNumber(batches, min(workers, max(1, len(numbers))))
+    reading = torch.full((workers, 3), NOTHING).share_memory_()
     loader = DataLoader(
-        by_number, batch_size=None, sampler=numbers, collate_fn=_as_it_is, num_workers=len(by_number.busy),
-        worker_init_fn=_prepare_worker, pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else it would draw from the random numbers of training
+        batches, batch_size=None, sampler=numbers, num_workers=workers, collate_fn=_as_it_is, pin_memory=pin_memory,
+        worker_init_fn=partial(_start_worker, reading), generator=torch.Generator(),  # not the one of training
     )  # fmt: skip
-    others = multiprocessing.active_children()
-    with _own_signal_handler():
+    before = multiprocessing.active_children()
+    with _crashes_raised([]):
         iterator = iter(loader)
-    team = [child for child in multiprocessing.active_children() if child not in others]
+    crew = [process for process in multiprocessing.active_children() if process not in before]
     try:
-        yield from iterator
-    except RuntimeError as error:
-        for worker in team:
-            if worker.exitcode is not None and worker.exitcode < 0:
-                raise DataError(_what_happened(batches, by_number.busy.tolist(), worker)) from error
-        raise  # an exception, which the worker has printed
-
-
-def _what_happened(
-    batches: TrainingBatches | EvaluationBatches, busy: list[list[int]], worker: multiprocessing.Process
-) -> str:
-    number, image = next((rest for process, *rest in busy if process == worker.pid), (_NOTHING, _NOTHING))
-    cause = signal.Signals(-worker.exitcode).name
-    of_image = "no image"
-    if image != _NOTHING:
-        of_image = f"{batches.dataset.path(image)} ({batches.dataset.called(image)})"
-    return (
-        f"worker process {worker.pid}, which reads images, was ended by {cause} in batch {number}, reading {of_image}; "
-        f"{advice(cause)}"
-    )
-
-
-def advice(cause: str) -> str:
-    """What to do about a process that was ended by the signal of that name while it read an image."""
-    return _ADVICE.get(cause, "the file may crash its decoder: look at it, replace it, or take it out of the annotations")
+        for _ in numbers:
+            crash = None
+            try:
+                with _crashes_raised(crew):
+                    batch = next(iterator)
+            except RuntimeError:
+                crash = _crash(crew, reading, describe)
+                if crash is None:
+                    raise
+            if crash:  # raised here, it holds on to nothing of the loader
+                raise crash
+            yield batch
+    finally:
+        del iterator  # tells the workers to end
+        for process in crew:
+            process.kill()  # those that did not: after an error they may be waited for when the program ends
 
 
 @contextmanager
-def _own_signal_handler() -> Iterator[None]:
-    """Keep the handler of SIGCHLD: DataLoader's would raise wherever the main thread is, in mid-step as well."""
+def _crashes_raised(crew: Sequence[BaseProcess]) -> Iterator[None]:
+    """A process of `crew` that crashes, before or while the block runs, is a RuntimeError in the block.
+
+    torch installs a handler that raises it wherever the main thread is, in the middle of an optimizer step as well. Here
+    the block leaves the handler that it has found, and the step that was begun is finished.
+    """
+
+    def check(*_: object) -> None:
+        if any(process.exitcode for process in crew):
+            raise RuntimeError("a process that reads images has crashed")
+
+    # Elsewhere DataLoader looks after its workers every few seconds.
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGCHLD)
+    before = signal.signal(signal.SIGCHLD, check)
     try:
+        check()
         yield
     finally:
-        if before is not None:  # not installed by Python
-            signal.signal(signal.SIGCHLD, before)
+        signal.signal(signal.SIGCHLD, before)
 
 
-def _as_it_is(packed: Packed | DataError) -> Packed | DataError:
-    return packed
+def _crash(crew: Sequence[BaseProcess], reading: Tensor, describe: Callable[[int], str]) -> Exception | None:
+    """What is said of the first process of `crew` that has crashed, if one has.
+
+    Args:
+        reading: (workers, 3) of each worker its process id, its batch and the image it was reading, or NOTHING.
+    """
+    crashed = next((process for process in crew if process.exitcode), None)
+    if crashed is None:
+        return None
+    if crashed.exitcode > 0:
+        return RuntimeError(f"a process that reads images ended with exit code {crashed.exitcode}; see above for why")
+    number, image = next((row[1:] for row in reading.tolist() if row[0] == crashed.pid), (NOTHING, NOTHING))
+    cause = signal.Signals(-crashed.exitcode).name
+    return DataError(
+        f"process {crashed.pid}, which reads images, was ended by {cause} in batch {number}, reading "
+        f"{'no image' if image == NOTHING else describe(image)}; {_ADVICE.get(cause, _OTHER_ADVICE)}"
+    )
 
 
-def _prepare_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this
+def _start_worker(reading: Tensor, worker: int) -> None:
+    """What a worker does first. `reading` (workers, 3) is memory shared with the main process."""
+    batches = get_worker_info().dataset
+    batches.reading = reading[worker]
+    batches.reading[0] = os.getpid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     outlive_termination()
 
 
@@ -121,3 +129,8 @@ def outlive_termination() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, ignore_once)
+
+
+def _as_it_is(batch: Any) -> Any:
+    """In place of torch's function, which makes a tensor of each array; a tensor takes an open file on its way here."""
+    return batch

@@ -34,12 +34,12 @@ def detection_sheet(
     pairs = []
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist():
         view = View(resized_size(dataset.size(index), short_side, long_side), flip=False)
-        tensor, targets = ShowingNothing(dataset.read)(index, view)  # the evaluation has told of those
+        tensor, targets = ShowingNothing(dataset.read)(index, view)  # the evaluation has warned of those
         (found,) = detect(network, [tensor], padded_size([view.size], pad_multiple), postprocess)
         drawn = found.scores > score_threshold
         scores, labels = found.scores[drawn].tolist(), found.labels[drawn].tolist()
         image, true_labels = tensor.permute(1, 2, 0).numpy(), targets.labels.tolist()
-        truth = draw_boxes(image, targets.boxes.numpy(), true_labels, [class_names[k] for k in true_labels])
+        truth = draw_boxes(image, targets.boxes, true_labels, [class_names[k] for k in true_labels])
         captions = [f"{class_names[k]} {score:.2f}" for k, score in zip(labels, scores, strict=True)]
         # Best last, so that it is drawn on top.
         detections = draw_boxes(image, found.boxes[drawn].cpu().numpy()[::-1], labels[::-1], captions[::-1])

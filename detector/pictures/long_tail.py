@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...datasets.annotations.annotations import frequency_groups
-from ..build_data import Data
+from ...datasets.loading.dataset import Splits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ _GROUPS = {"f": ("frequent", "#0072b2"), "c": ("common", "#e69f00"), "r": ("rare
 _NAMED_CLASSES = 130  # more names than this do not fit under the histogram
 
 
-def long_tail_figure(data: Data, *, rare: int, common: int) -> "Figure":
+def long_tail_figure(data: Splits, *, rare: int, common: int) -> "Figure":
     """Training images per class, sorted, on a logarithmic scale, above the objects of each class in the validation set.
 
     Args:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from ...datasets.classes import Classes
 from ...datasets.loading.batches import Batch
+from ...datasets.loading.dataset import Splits
 from ...datasets.loading.samplers import occurrences
-from ..build_data import Data
 from ..checkpoint.file import save_checkpoint
 from ..checkpoint.folder import mark_best, prune, step_path
 from ..config.schema import Config
@@ -72,7 +72,7 @@ def _batch_content(batch: Batch) -> dict[str, object]:
     }
 
 
-def introduce(log: RunLog, config: Config, data: Data, run: Run, total_steps: int, notes: list[str]) -> None:
+def introduce(log: RunLog, config: Config, data: Splits, run: Run, total_steps: int, notes: list[str]) -> None:
     """Write down what is about to be trained, on what, with what, and the lines of `notes`."""
     if not log.enabled:
         return
@@ -143,7 +143,7 @@ def conclude(log: RunLog, step: int) -> None:
     log.write(f"curves and pictures: tensorboard --logdir {log.folder}")
 
 
-def describe(data: Data) -> str:
+def describe(data: Splits) -> str:
     """A few lines on what is in the data: images, objects, the most and the least frequent classes, boxes left out."""
     lines = []
     for name, split in (("train", data.train), ("val", data.val)):
@@ -165,7 +165,7 @@ def describe(data: Data) -> str:
     return "\n".join(lines)
 
 
-def _most_repeated(data: Data) -> str:
+def _most_repeated(data: Splits) -> str:
     """The images and the classes that come most often in the first epoch; "" if no image comes twice."""
     train, names = data.train, data.train.annotations.file_names
     times = np.bincount(data.stream.sequence(0), minlength=len(train))

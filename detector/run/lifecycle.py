@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from ...datasets.loading.batches import Batch
+from ...datasets.loading.dataset import Splits
 from ..build import Schedule, build_evaluation, build_pictures, build_run, build_schedule
-from ..build_data import Data, build_data, build_training_loader, images_per_pass
+from ..build_data import build_data, build_training_loader, images_per_pass
 from ..config.schema import Config
 from ..errors import CheckpointError
 from ..evaluation.evaluate import Evaluation
@@ -34,7 +35,7 @@ class Session:
     process: Process
     run: Run  # what changes, and so what checkpoints hold
     model: nn.Module  # run.network, wrapped for several processes, compiled if configured
-    data: Data
+    data: Splits
     schedule: Schedule
     images_per_pass: int
     evaluation: Evaluation

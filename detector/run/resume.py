@@ -7,7 +7,7 @@ from textwrap import shorten
 
 import yaml
 
-from ..build_data import Data
+from ...datasets.loading.dataset import Splits
 from ..checkpoint.file import check_entries, load_checkpoint
 from ..checkpoint.folder import discard_later, saved_steps
 from ..config.schema import Config
@@ -97,7 +97,7 @@ def _changes(before: dict, config: Config) -> list[str]:
     return differences(before, config.model_dump(mode="json"), defaults=Config().model_dump(mode="json"))
 
 
-def restore(run: Run, state: dict, data: Data, config: Config) -> list[str]:
+def restore(run: Run, state: dict, data: Splits, config: Config) -> list[str]:
     """Put a checkpoint's state into `run`; returns a line for each option that has changed."""
     if state.get("format") != FORMAT:
         raise CheckpointError(

@@ -16,8 +16,8 @@ from longshot.datasets.annotations.annotations import Annotations, read_annotati
 from longshot.datasets.annotations.cache import cache_path
 from longshot.datasets.classes import Classes
 from longshot.datasets.images.reading import usable_objects
+from longshot.datasets.loading.batches import evaluation_loader
 from longshot.datasets.loading.dataset import DetectionDataset
-from longshot.datasets.loading.loader import evaluation_loader
 from longshot.datasets.loading.samplers import training_stream
 from longshot.detector.evaluation.columnar import ColumnarEvaluator
 from longshot.detector.evaluation.ground_truth import GroundTruth, choose_protocol

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,9 +16,11 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import v2
 
 from longshot.datasets.annotations.annotations import read_annotations
+from longshot.datasets.images.augmentation import Augmentation
+from longshot.datasets.loading.batches import BatchLoader, TrainingBatches
 from longshot.datasets.loading.dataset import DetectionDataset
-from longshot.datasets.loading.loader import training_loader
 from longshot.datasets.loading.samplers import TrainingStream
+from longshot.datasets.loading.scenes import draw_scenes
 from longshot.detector.model.anchors import AnchorGenerator
 from longshot.detector.model.retinanet import RetinaNet
 from longshot.detector.system.environment import progress_bar
@@ -76,10 +79,12 @@ def pipelines_on(dataset: DetectionDataset) -> dict[str, Callable[[], Iterator]]
     )
     wide = dataset.sizes[:, 1] >= dataset.sizes[:, 0]
     stream = TrainingStream(len(dataset), batch_size=BATCH_SIZE, seed=0, wide=wide)
-    loader = training_loader(
-        dataset, stream, short_sides=[SHORT_SIDE], long_side=LONG_SIDE, flip=FLIP, pad_multiple=PAD_MULTIPLE,
-        seed=0, start_step=0, num_steps=_steps(len(dataset)),
+    draw = partial(
+        draw_scenes, stream, size_of=dataset.size, augmentation=Augmentation(), seed=0,
+        short_sides=[SHORT_SIDE], long_side=LONG_SIDE, flip=FLIP,
     )  # fmt: skip
+    batches = TrainingBatches(dataset, stream, draw, share=list(range(BATCH_SIZE)), pad_multiple=PAD_MULTIPLE)
+    loader = BatchLoader(batches, range(_steps(len(dataset))))
     return {
         OURS: lambda: iter(loader),
         REFERENCE: lambda: _reference(dataset, stream),

@@ -1,6 +1,7 @@
 """What `equality` trains: small detectors, on images of which whole steps or the share of a process have no object."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,9 +11,11 @@ from PIL import Image
 from torch import nn
 
 from longshot.datasets.annotations.annotations import read_annotations
+from longshot.datasets.images.augmentation import Augmentation
+from longshot.datasets.loading.batches import BatchLoader, TrainingBatches, share_of_step
 from longshot.datasets.loading.dataset import DetectionDataset
-from longshot.datasets.loading.loader import BatchLoader, training_loader
 from longshot.datasets.loading.samplers import TrainingStream
+from longshot.datasets.loading.scenes import draw_scenes
 from longshot.detector.config.schema import Config, parse_config
 from longshot.detector.config.yaml_files import merge
 from longshot.detector.model.backbone import resnet
@@ -63,11 +66,12 @@ class Data(NamedTuple):
 
     def loader(self, process: Process, images_per_pass: int) -> BatchLoader:
         """The share of this process."""
-        return training_loader(
-            self.dataset, self.stream, short_sides=[48, 64], long_side=96, flip=0.5, pad_multiple=32, seed=0,
-            start_step=0, num_steps=self.steps, images_per_pass=images_per_pass,
-            rank=process.rank, world_size=process.world_size,
+        draw = partial(
+            draw_scenes, self.stream, size_of=self.dataset.size, augmentation=Augmentation(), seed=0,
+            short_sides=[48, 64], long_side=96, flip=0.5,
         )  # fmt: skip
+        share = share_of_step(self.stream.batch_size, images_per_pass, process.rank, process.world_size)
+        return BatchLoader(TrainingBatches(self.dataset, self.stream, draw, share=share, pad_multiple=32), range(self.steps))
 
 
 def make_data(folder: Path, *, steps: int, batch_size: int) -> Data:

@@ -11,7 +11,6 @@ from longshot.datasets.loading.samplers import (
     instance_factors,
     occurrences,
     repeat_factors,
-    training_stream,
 )
 
 
@@ -73,10 +72,8 @@ def test_rfs_sampler_has_the_same_factors(rfs_sampler):
 @pytest.mark.parametrize("batch_size", [16, 12])
 def test_rfs_sampler_has_the_same_epochs(rfs_sampler, batch_size):
     labels, images, _ = _reference_factors(rfs_sampler)
-    stream = training_stream(
-        labels, images, num_images=3000, name="repeat_factor", threshold=0.02, power=0.5, rounding="ceil",
-        legacy_order=True, batch_size=batch_size, seed=0,
-    )  # fmt: skip
+    factors = repeat_factors(labels, images, num_images=3000, threshold=0.02)
+    stream = TrainingStream(3000, batch_size=batch_size, seed=0, factors=factors, rounding="ceil", legacy_order=True)
     length = int(rfs_sampler["repeat_ceil"].sum())
     assert stream.epoch_length == length
     epochs = []

@@ -183,7 +183,7 @@ def test_colors_change_and_nothing_else_does(dataset):
     for a, b in zip(plain, colored, strict=True):
         assert b.tiles[0].view._replace(colors=None) == a.tiles[0].view
         (image, targets), (recolored, same) = (read_scene(dataset.read, scene) for scene in (a, b))
-        assert all(torch.equal(x, y) for x, y in zip(targets, same, strict=True))
+        assert all(np.array_equal(x, y) for x, y in zip(targets, same, strict=True))
         assert recolored.shape == image.shape
         differ += not torch.equal(image, recolored)
     assert differ > 100  # the images without objects are black, whatever their colors
@@ -199,7 +199,7 @@ def test_image_without_objects_goes_through_everything(dataset):
         only = [tile._replace(index=5) for tile in scene.tiles]
         partner = scene.partner and scene.partner._replace(index=5)
         _, targets = read_scene(dataset.read, scene._replace(tiles=tuple(only), partner=partner))
-        assert [tuple(tensor.shape) for tensor in targets] == [(0, 4), (0,), (0, 4)]
+        assert [array.shape for array in targets] == [(0, 4), (0,), (0, 4)]
 
 
 def test_mosaic_and_mixup_come_as_often_as_asked(dataset):

@@ -1,27 +1,27 @@
-"""Images that cannot be read, and workers that die."""
+"""Images that cannot be read."""
 
-import os
-import signal
 import zlib
+from functools import partial
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from longshot.datasets import DataError, read_annotations
 from longshot.datasets.errors import UnreadableImage
+from longshot.datasets.images.augmentation import Augmentation
 from longshot.datasets.images.transforms import View
+from longshot.datasets.loading.batches import BatchLoader, EvaluationBatches, TrainingBatches, share_of_step
 from longshot.datasets.loading.dataset import DetectionDataset
-from longshot.datasets.loading.loader import evaluation_loader, training_loader
 from longshot.datasets.loading.samplers import TrainingStream
-from longshot.datasets.loading.scenes import others_nearby
+from longshot.datasets.loading.scenes import draw_scenes, others_nearby
 from longshot.datasets.loading.unreadable import MOST_TRIED, ShowingOthers, fitting
-from longshot.datasets.loading.workers import advice
 
-TRAINING = {"short_sides": (24, 32), "long_side": 48, "flip": 0.5, "pad_multiple": 16, "seed": 3}
+VIEW = {"short_sides": (24, 32), "long_side": 48, "flip": 0.5, "seed": 3}
 EVALUATION = {"short_side": 32, "long_side": 48, "pad_multiple": 16, "batch_size": 3}
-SICK = 2  # index of the image that is made unreadable
+DAMAGED = 2  # index of the image that is made unreadable
 
 
 @pytest.fixture
@@ -71,20 +71,33 @@ def stream_of(dataset):
     return TrainingStream(len(dataset), batch_size=4, seed=0)
 
 
-def train(dataset, steps=6, **options):
-    return list(training_loader(dataset, stream_of(dataset), **TRAINING, start_step=0, num_steps=steps, **options))
+def training_loader(dataset, *, steps=6, replace=False, rank=0, world_size=1, workers=0):
+    stream = stream_of(dataset)
+    draw = partial(draw_scenes, stream, size_of=dataset.size, augmentation=Augmentation(), **VIEW)
+    share = share_of_step(4, 4 // world_size, rank, world_size)
+    batches = TrainingBatches(dataset, stream, draw, share=share, pad_multiple=16, seed=3 if replace else None)
+    return BatchLoader(batches, range(steps), workers=workers)
+
+
+def evaluation_loader(dataset, *, replace=False, workers=0):
+    batches = EvaluationBatches(dataset, **EVALUATION, replace=replace)
+    return BatchLoader(batches, range(len(batches)), workers=workers)
+
+
+def train(dataset, **options):
+    return list(training_loader(dataset, **options))
 
 
 @pytest.mark.parametrize("kind", SPOILED)
 def test_an_unreadable_image_is_an_error_with_path_id_and_reason(dataset, kind):
     spoil, reason = SPOILED[kind]
-    spoil(dataset.path(SICK))
+    spoil(dataset.path(DAMAGED))
     told = (
-        f"{dataset.path(SICK)}: .*{reason}.*image {dataset.annotations.image_ids[SICK]} of .*data.on_unreadable=replace"
+        f"{dataset.path(DAMAGED)}: .*{reason}.*image {dataset.annotations.image_ids[DAMAGED]} of .*data.on_unreadable=replace"
     )
     for batches in (
-        training_loader(dataset, stream_of(dataset), **TRAINING, start_step=0, num_steps=3),
-        evaluation_loader(dataset, **EVALUATION, workers=1),
+        training_loader(dataset, steps=3),
+        evaluation_loader(dataset, workers=1),
     ):
         with pytest.raises(DataError, match=told):
             list(batches)
@@ -94,20 +107,20 @@ def test_an_unreadable_image_is_an_error_with_path_id_and_reason(dataset, kind):
 def test_training_shows_another_image_in_its_place_and_counts_it(dataset, kind):
     expected = train(dataset)
     spoil, reason = SPOILED[kind]
-    spoil(dataset.path(SICK))
-    batches = train(dataset, on_unreadable="replace")
+    spoil(dataset.path(DAMAGED))
+    batches = train(dataset, replace=True)
     met = 0
     for batch, before in zip(batches, expected, strict=True):
         assert [image.shape for image in batch.images] == [image.shape for image in before.images]
         assert batch.padded_sizes == before.padded_sizes
-        sick = [i for i, index in enumerate(before.image_indices) if index == SICK]
-        assert batch.unreadable == (SICK,) * len(sick)
-        assert len(batch.warnings) == bool(sick)
+        damaged = [i for i, index in enumerate(before.image_indices) if index == DAMAGED]
+        assert batch.unreadable == (DAMAGED,) * len(damaged)
+        assert len(batch.warnings) == bool(damaged)
         assert all(reason in w and w.endswith("another image is shown in its place") for w in batch.warnings)
-        assert SICK not in batch.image_indices
-        met += len(sick)
+        assert DAMAGED not in batch.image_indices
+        met += len(damaged)
         for i, image in enumerate(batch.images):
-            assert torch.equal(image, before.images[i]) == (i not in sick)
+            assert torch.equal(image, before.images[i]) == (i not in damaged)
             boxes, (height, width) = batch.targets[i].boxes, image.shape[1:]
             assert (boxes >= 0).all()
             assert (boxes[:, 2:] <= torch.tensor([width, height])).all()
@@ -115,13 +128,13 @@ def test_training_shows_another_image_in_its_place_and_counts_it(dataset, kind):
 
 
 def test_what_is_shown_depends_neither_on_workers_nor_on_processes(dataset):
-    cut_off(dataset.path(SICK))
-    alone = train(dataset, on_unreadable="replace")
-    for other in (train(dataset, on_unreadable="replace", workers=w) for w in (1, 2)):
+    cut_off(dataset.path(DAMAGED))
+    alone = train(dataset, replace=True)
+    for other in (train(dataset, replace=True, workers=w) for w in (1, 2)):
         for a, b in zip(alone, other, strict=True):
             assert all(torch.equal(x, y) for x, y in zip(a.images, b.images, strict=True))
             assert (a.image_ids, a.unreadable, a.warnings) == (b.image_ids, b.unreadable, b.warnings)
-    ranks = [train(dataset, on_unreadable="replace", rank=r, world_size=2) for r in (0, 1)]
+    ranks = [train(dataset, replace=True, rank=r, world_size=2) for r in (0, 1)]
     for a, *parts in zip(alone, *ranks, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a.images, [i for p in parts for i in p.images], strict=True))
         assert sum(len(part.unreadable) for part in parts) == len(a.unreadable)
@@ -129,19 +142,19 @@ def test_what_is_shown_depends_neither_on_workers_nor_on_processes(dataset):
 
 def test_the_other_image_keeps_its_shape_and_its_boxes(dataset):
     def read(index, view):
-        if index == SICK:
+        if index == DAMAGED:
             raise UnreadableImage("gone")
         return dataset.read(index, view)
 
-    other = next(i for i in range(len(dataset)) if i != SICK and dataset.size(i) == (96, 64))
-    reader = ShowingOthers(read, iter([SICK, other]), dataset.size)
-    image, targets = reader(SICK, View((32, 48), flip=False))
+    other = next(i for i in range(len(dataset)) if i != DAMAGED and dataset.size(i) == (96, 64))
+    reader = ShowingOthers(read, iter([DAMAGED, other]), dataset.size)
+    image, targets = reader(DAMAGED, View((32, 48), flip=False))
     assert image.shape == (3, 32, 48)
     alone, own = dataset.read(other, View((32, 21), flip=False))
     assert torch.equal(image[:, :, :21], alone)
     assert image[:, :, 21:].float().std(dim=(1, 2)).max() == 0
-    torch.testing.assert_close(targets.boxes, own.boxes)
-    assert (reader.unreadable, reader.shown, len(reader.warnings)) == ([SICK], [other], 2)
+    np.testing.assert_allclose(targets.boxes, own.boxes, rtol=1e-6)
+    assert (reader.unreadable, reader.shown, len(reader.warnings)) == ([DAMAGED], [other], 2)
 
 
 def test_many_unreadable_images_in_a_row_are_an_error():
@@ -150,7 +163,7 @@ def test_many_unreadable_images_in_a_row_are_an_error():
 
     reader = ShowingOthers(read, iter(range(1000)), lambda index: (64, 64))
     with pytest.raises(DataError, match=rf"^{MOST_TRIED - 1}: gone; nor can {MOST_TRIED} in a row be read"):
-        reader(SICK, View((32, 48), flip=False))
+        reader(DAMAGED, View((32, 48), flip=False))
 
 
 def test_the_others_are_those_of_the_position(dataset):
@@ -170,68 +183,24 @@ def test_a_frame_holds_the_largest_picture_of_a_shape():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_shows_nothing_in_its_place(dataset, workers):
-    cut_off(dataset.path(SICK))
-    batches = list(evaluation_loader(dataset, **EVALUATION, workers=workers, on_unreadable="replace"))
+    cut_off(dataset.path(DAMAGED))
+    batches = list(evaluation_loader(dataset, workers=workers, replace=True))
     assert sorted(i for batch in batches for i in batch.image_indices) == list(range(len(dataset)))
-    (sick,) = (batch for batch in batches if batch.unreadable)
-    assert sick.unreadable == (SICK,)
-    (warning,) = sick.warnings
+    (damaged,) = (batch for batch in batches if batch.unreadable)
+    assert damaged.unreadable == (DAMAGED,)
+    (warning,) = damaged.warnings
     assert warning.endswith("it is scored as an image in which nothing was detected")
-    image, targets = ((c[sick.image_indices.index(SICK)]) for c in (sick.images, sick.targets))
+    image, targets = ((c[damaged.image_indices.index(DAMAGED)]) for c in (damaged.images, damaged.targets))
     assert image.float().std(dim=(1, 2)).max() == 0
     assert len(targets.boxes) == 0
 
 
-# Workers that die.
-
-
-class Deadly(DetectionDataset):
-    """Reading one image kills the process."""
-
-    def read(self, index, view):
-        if index == SICK:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().read(index, view)
-
-
-@pytest.mark.parametrize("on_unreadable", ["stop", "replace"])
-@pytest.mark.parametrize("load", ["training", "evaluation"])
-def test_a_worker_that_dies_names_signal_image_and_what_to_do(folder, dataset, load, on_unreadable):
-    deadly, options = Deadly(dataset.annotations, folder), {"workers": 2, "on_unreadable": on_unreadable}
-    image = f"{dataset.path(SICK)} \\(image {dataset.annotations.image_ids[SICK]} of"
-    loaded = train if load == "training" else lambda *args, **more: list(evaluation_loader(*args, **EVALUATION, **more))
-    with pytest.raises(DataError, match=rf"was ended by SIGKILL in batch \d+, reading {image}.*lower data.workers"):
-        loaded(deadly, **options)
-
-
-def test_what_to_do_depends_on_the_signal():
-    assert "enlarge it (docker run --shm-size)" in advice("SIGBUS")
-    assert "too little memory" in advice("SIGKILL")
-    assert "crash its decoder" in advice("SIGSEGV")
-
-
-def test_a_worker_that_dies_disturbs_nobody_in_the_middle_of_a_step(folder, dataset):
-    deadly, before = Deadly(dataset.annotations, folder), signal.getsignal(signal.SIGCHLD)
-    batches = iter(evaluation_loader(deadly, **EVALUATION, workers=2))
-    assert signal.getsignal(signal.SIGCHLD) == before, "DataLoader's would raise wherever the main thread is"
-    with pytest.raises(DataError, match="was ended by SIGKILL"):
-        for _ in batches:
-            pass
-
-
-def test_an_error_of_ours_in_a_worker_keeps_its_traceback(folder, dataset):
-    class Wrong(DetectionDataset):
-        def read(self, index, view):
-            raise KeyError("an error of ours")
-
-    with pytest.raises(KeyError, match="an error of ours"):
-        list(evaluation_loader(Wrong(dataset.annotations, folder), **EVALUATION, workers=1))
-
-
-def test_a_packed_batch_is_pinned_by_its_pixels_alone(dataset, monkeypatch):
-    packed = next(evaluation_loader(dataset, **EVALUATION)._packed())
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor + 1)
-    pinned = packed.pin_memory()
-    assert torch.equal(pinned.pixels, packed.pixels + 1)
-    assert pinned[1:] == packed[1:], "lists of tuples stay what they are"
-    assert pinned.unpack().padded_size == packed.unpack().padded_size
+def test_each_warning_is_logged_once_an_iteration(dataset, caplog):
+    cut_off(dataset.path(DAMAGED))
+    loader = training_loader(dataset, replace=True)
+    for iterations in (1, 2):
+        batches = list(loader)
+        assert sum(len(batch.warnings) for batch in batches) > 1
+        messages = [record.getMessage() for record in caplog.records if record.name.startswith("longshot.datasets")]
+        assert len(messages) == iterations
+        assert set(messages) == {warning for batch in batches for warning in batch.warnings}

@@ -6,15 +6,10 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from longshot.detector.evaluation import (
-    COCO,
-    LVIS,
-    ColumnarEvaluator,
-    GroundTruth,
-    columnar,
-    summarize_fixed_ap,
-    table,
-)
+from longshot.detector.evaluation import columnar
+from longshot.detector.evaluation.columnar import ColumnarEvaluator
+from longshot.detector.evaluation.ground_truth import COCO, LVIS, GroundTruth
+from longshot.detector.evaluation.metrics import summarize_fixed_ap, table
 
 EVERYTHING, ELSEWHERE = [0.0, 0.0, 100.0, 100.0], [500.0, 500.0, 9.0, 9.0]
 

@@ -1,6 +1,5 @@
 """What is said and drawn of a dataset."""
 
-import dataclasses
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ def data(make_config, tmp_path_factory):
 
 def with_classes(data, frequencies, train_images):
     names = [f"class {k}" for k in range(len(frequencies))]
-    return dataclasses.replace(data, classes=Classes(list(data.classes.ids), names, frequencies, train_images))
+    return data._replace(classes=Classes(list(data.classes.ids), names, frequencies, train_images))
 
 
 def batch_of(image, *, padded_size, boxes=(), ignore_boxes=()):
@@ -49,7 +48,7 @@ def test_description_counts_images_objects_and_classes(data):
 
 def test_description_shortens_a_long_list_of_classes(data):
     classes = Classes(list(range(20)), [f"c{k}" for k in range(20)], ["r"] * 20, list(range(20)))
-    text = describe(dataclasses.replace(data, classes=classes))
+    text = describe(data._replace(classes=classes))
     assert "c19 19, c18 18, c17 17, c16 16, c15 15, …, c4 4, c3 3, c2 2, c1 1, c0 0" in text
 
 
@@ -65,7 +64,7 @@ def test_description_names_the_images_and_classes_that_come_most_often(data):
     factors = np.ones(24)
     factors[3] = 5
     stream = TrainingStream(24, batch_size=2, seed=0, factors=factors)
-    text = describe(dataclasses.replace(data, stream=stream))
+    text = describe(data._replace(stream=stream))
     name = data.train.annotations.file_names[3]
     assert f"an epoch is 28 images after the sampler; seen most in the first are the images {name} (5 times)" in text
     holders = {k: len(set(images[labels == k].tolist())) for k in here}
