@@ -2,7 +2,6 @@
 
 import argparse
 import platform
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -58,8 +57,6 @@ def losses(arguments: argparse.Namespace) -> None:
     from longshot.tools.benchmarks import loss_cost
     from longshot.tools.benchmarks.loss_contenders import Case, differences
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("error: --device cuda: torch finds no GPU")
     dtype = getattr(torch, arguments.dtype)
     case = Case(arguments.rows, arguments.classes, dtype, arguments.device, arguments.threads)
     same = differences(case)
@@ -234,7 +231,14 @@ def _arguments() -> argparse.Namespace:
     of_scaling.add_argument("--steps", type=positive, default=10, help="of a round (10)")
     of_scaling.add_argument("--repeats", type=positive, default=5, help="rounds after a warm-up (5)")
     arguments = parser.parse_args()
-    if arguments.measure in (step, annotations) and not Path("/proc/self/clear_refs").exists():
+    if arguments.measure is losses and arguments.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: torch finds no GPU")
+    from longshot.tools.benchmarks import memory
+
+    if arguments.measure in (step, annotations) and not memory.is_measurable():
         name = arguments.measure.__name__
         parser.error(f"{name}: needs /proc/self/clear_refs, which Linux has, to measure resident memory")
     return arguments

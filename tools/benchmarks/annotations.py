@@ -6,7 +6,6 @@ import io
 import re
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,6 +21,7 @@ from longshot.datasets.loading.dataset import DetectionDataset
 from longshot.detector.system.environment import progress_bar
 from longshot.tools.benchmarks import memory
 from longshot.tools.benchmarks.annotation_file import write_annotations
+from longshot.tools.benchmarks.harness import in_new_process, verdict
 
 WORKERS = (0, 2, 8)
 _REPEATS = 3  # the least counts, since other programs can only add to it
@@ -123,18 +123,12 @@ def _dictionaries() -> tuple[Reader, ...]:
 
 
 def _cost(reader: Reader, path: Path, num_images: int) -> Cost:
-    measured = [_in_new_process(_time_and_peak, reader.read, path) for _ in range(_REPEATS)]
+    measured = [in_new_process(_time_and_peak, reader.read, path, what="reading annotations", start="spawn") for _ in range(_REPEATS)]
     cpu, wall, peak = (min(values) for values in zip(*measured, strict=True))
     shared = {}
     for workers in WORKERS if reader.visit else ():
-        shared[workers] = _in_new_process(_added_memory, reader, path, workers)
+        shared[workers] = in_new_process(_added_memory, reader, path, workers, what="reading annotations", start="spawn")
     return Cost(reader.name, num_images, cpu, wall, peak, shared)
-
-
-def _in_new_process(function: Callable, *arguments: Any) -> Any:
-    context = get_context("spawn")  # its memory is its own from the start
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def _time_and_peak(read: Callable, path: Path) -> tuple[float, float, int]:
@@ -214,15 +208,11 @@ def targets(costs: Sequence[Cost]) -> str:
     parsing, first, second, dataset = costs[: len(_OURS)]
     return "\n".join(
         [
-            _target("CPU seconds of the first open / parsing alone", first.cpu / parsing.cpu, 2),
-            _target("CPU seconds of the second open", second.cpu, 1),
+            verdict("CPU seconds of the first open / parsing alone", first.cpu / parsing.cpu, 2),
+            verdict("CPU seconds of the second open", second.cpu, 1),
             *(
-                _target(f"MB added by a dataset with {workers} workers", added / memory.MB, 150)
+                verdict(f"MB added by a dataset with {workers} workers", added / memory.MB, 150)
                 for workers, added in dataset.shared.items()
             ),
         ]
     )
-
-
-def _target(what: str, value: float, limit: float) -> str:
-    return f"target: {what} at most {limit:g}: {value:.3g}, {'met' if value <= limit else 'NOT met'}"

@@ -1,7 +1,6 @@
 """Images per second that one core makes ready for training: ours, and torchvision's reference detection pipeline."""
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from longshot.datasets.loading.scenes import draw_scenes
 from longshot.detector.model.anchors import AnchorGenerator
 from longshot.detector.model.retinanet import RetinaNet
 from longshot.detector.system.environment import progress_bar
+from longshot.tools.benchmarks.harness import cpu_seconds
 
 SHORT_SIDE, LONG_SIDE, PAD_MULTIPLE, FLIP = 800, 1333, 32, 0.5
 BATCH_SIZE = 2  # images, as the reference has it
@@ -53,7 +53,7 @@ def measure(num_images: int, *, repeats: int) -> dict[str, float]:
             # In turn, so that whatever else the machine does hits all alike; the first round warms up.
             for _ in range(repeats + 1):
                 for name, pipeline in pipelines.items():
-                    seconds[name].append(_seconds(pipeline) / (_steps(num_images) * BATCH_SIZE))
+                    seconds[name].append(cpu_seconds(partial(_pass, pipeline)) / (_steps(num_images) * BATCH_SIZE))
                     bar.update()
     finally:
         torch.set_num_threads(threads)
@@ -64,11 +64,9 @@ def _steps(num_images: int) -> int:
     return -(-num_images // BATCH_SIZE)
 
 
-def _seconds(pipeline: Callable[[], Iterator]) -> float:
-    start = time.process_time()
+def _pass(pipeline: Callable[[], Iterator]) -> None:
     for _ in pipeline():
         pass
-    return time.process_time() - start
 
 
 def pipelines_on(dataset: DetectionDataset) -> dict[str, Callable[[], Iterator]]:

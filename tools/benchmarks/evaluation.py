@@ -18,6 +18,7 @@ from longshot.detector.results.files import read_results
 from longshot.detector.system.environment import progress_bar
 from longshot.tools.benchmarks import memory
 from longshot.tools.benchmarks.evaluation_data import ANNOTATIONS, FOUND, load_objects, save, synthetic
+from longshot.tools.benchmarks.harness import verdict
 from longshot.tools.checks.official import load_lvis, score_with_lvis
 
 SECONDS_FROM_ARRAYS, SECONDS_FROM_JSON, MEMORY_FROM_ARRAYS = 15, 60, 800e6  # at most
@@ -167,16 +168,12 @@ def findings(measured: Measured) -> str:
         precision, recall = measured.official
         lines.append(f"largest difference between lvis and ours: {precision:g} in precision, {recall:g} in recall")
     lines += [
-        _target("CPU seconds from arrays", arrays.cpu_seconds, SECONDS_FROM_ARRAYS),
-        _target("CPU seconds from JSON", from_json.cpu_seconds, SECONDS_FROM_JSON),
+        verdict("CPU seconds from arrays", arrays.cpu_seconds, SECONDS_FROM_ARRAYS, digits=".1f"),
+        verdict("CPU seconds from JSON", from_json.cpu_seconds, SECONDS_FROM_JSON, digits=".1f"),
     ]
     if arrays.peak is not None:
-        lines.append(_target("MB (1e6 bytes) from arrays", arrays.peak / 1e6, MEMORY_FROM_ARRAYS / 1e6))
+        lines.append(verdict("MB (1e6 bytes) from arrays", arrays.peak / 1e6, MEMORY_FROM_ARRAYS / 1e6, digits=".1f"))
     return "\n".join(lines)
-
-
-def _target(what: str, value: float, limit: float) -> str:
-    return f"target: {what} under {limit:.0f}: {value:.1f}, {'met' if value < limit else 'NOT met'}"
 
 
 if __name__ == "__main__":

@@ -2,9 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from typing import NamedTuple
 
 import torch
@@ -12,6 +9,7 @@ import torch
 from longshot.detector.system.environment import progress_bar
 from longshot.losses.kernel import CHUNK
 from longshot.tools.benchmarks import memory
+from longshot.tools.benchmarks.harness import in_new_process, peak_above, verdict
 from longshot.tools.benchmarks.loss_contenders import CONTENDERS, Case, Contender, Inputs, one_pass
 
 
@@ -59,17 +57,8 @@ def extra_memory(case: Case, name: str) -> int:
 
     Of a new process, whose allocators have nothing left over.
     """
-    # Forked from one that has imported torchvision and done nothing else: as fresh as any, seconds earlier.
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["torchvision"])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            return pool.submit(_extra_memory_here, case, CONTENDERS[name]).result()
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                f"the process that measured the memory of {name!r} on {case.rows} x {case.classes} logits was killed: "
-                "out of memory? Try fewer rows or classes"
-            ) from error
+    what = f"the memory of {name!r} on {case.rows} x {case.classes} logits"
+    return in_new_process(_extra_memory_here, case, CONTENDERS[name], what=what)
 
 
 def _extra_memory_here(case: Case, contender: Contender) -> int:
@@ -81,11 +70,7 @@ def _extra_memory_here(case: Case, contender: Contender) -> int:
         before = torch.cuda.memory_allocated()
         one_pass(contender, inputs)
         return torch.cuda.max_memory_allocated() - before
-    memory.return_free_blocks()
-    memory.reset_peak()
-    before = memory.resident()
-    one_pass(contender, inputs)
-    return memory.peak_resident() - before
+    return peak_above(lambda: one_pass(contender, inputs))
 
 
 def table(case: Case, measured: Mapping[str, Cost]) -> str:
@@ -108,21 +93,17 @@ def targets(case: Case, measured: Mapping[str, Cost]) -> str:
     entries, full = case.rows * case.classes, case.dtype == torch.float32
     what = "peak memory / fp32 copy of the logits" if full else "peak memory beyond the gradient / fp32 chunk"
     lines = [
-        _target("time / BCE", seconds / cross_entropy, 1),
-        _target("time / direct formula", seconds / direct, 1 / 6),
+        verdict("time / BCE", seconds / cross_entropy, 1, digits=".3f"),
+        verdict("time / direct formula", seconds / direct, 1 / 6, digits=".3f"),
     ]
     if extra is None:
         lines.append(f"target: {what}: not measured")
     elif full:
-        lines.append(_target(what, extra / (4 * entries), 1.15))
+        lines.append(verdict(what, extra / (4 * entries), 1.15, digits=".3f"))
     else:
-        lines.append(_target(what, (extra - case.dtype.itemsize * entries) / (4 * CHUNK), 1))
+        lines.append(verdict(what, (extra - case.dtype.itemsize * entries) / (4 * CHUNK), 1, digits=".3f"))
     return "\n".join(lines)
 
 
 def _yardsticks(measured: Mapping[str, Cost]) -> tuple[float, float]:
     return measured["torch cross entropy"].seconds, measured["direct equalized focal"].seconds
-
-
-def _target(what: str, value: float, limit: float) -> str:
-    return f"target: {what} at most {limit:.3g}: {value:.3f}, {'met' if value <= limit else 'NOT met'}"

@@ -1,10 +1,7 @@
 """Time and memory of matching an image's anchors and objects: ours, a loop over objects, and torchvision's max IoU."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from typing import NamedTuple
 
 import torch
@@ -19,6 +16,7 @@ from longshot.detector.model.boxes import centers
 from longshot.detector.system.environment import progress_bar
 from longshot.losses import BACKGROUND
 from longshot.tools.benchmarks import memory
+from longshot.tools.benchmarks.harness import cpu_seconds, in_new_process, peak_above
 
 TIMES_THE_LOOP = 5
 GROWTH = 10  # matched a second time with so many times the objects
@@ -117,30 +115,16 @@ def measure(num_objects: int, *, repeats: int) -> dict[int, dict[str, Cost]]:
 
 
 def _costs(num_objects: int, repeats: int, round_is_over: Callable[[], object]) -> dict[str, Cost]:
-    extra = {name: _extra_memory_of(name, num_objects) for name in CONTENDERS if memory.is_measurable()}
+    extra = {name: in_new_process(extra_memory, name, num_objects, what=name) for name in CONTENDERS if memory.is_measurable()}
     round_is_over()
     inputs = anchors_and_boxes(num_objects)
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     # In turn, so that whatever else the machine does hits all alike; the first round warms up.
     for _ in range(repeats + 1):
         for name, contender in CONTENDERS.items():
-            seconds[name].append(_seconds(partial(contender, *inputs)))
+            seconds[name].append(cpu_seconds(partial(contender, *inputs)))
         round_is_over()
     return {name: Cost(min(times[1:]), extra.get(name)) for name, times in seconds.items()}
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def _extra_memory_of(name: str, num_objects: int) -> int:
-    # Forked from one that has imported torchvision and done nothing else: as fresh as any, seconds earlier.
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["torchvision"])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(extra_memory, name, num_objects).result()
 
 
 def extra_memory(name: str, num_objects: int) -> int:
@@ -148,11 +132,7 @@ def extra_memory(name: str, num_objects: int) -> int:
     torch.set_num_threads(1)
     CONTENDERS[name](*anchors_and_boxes(1))  # loads what is loaded once
     inputs = anchors_and_boxes(num_objects)
-    memory.return_free_blocks()
-    memory.reset_peak()
-    before = memory.resident()
-    CONTENDERS[name](*inputs)
-    return memory.peak_resident() - before
+    return peak_above(lambda: CONTENDERS[name](*inputs))
 
 
 def table(measured: Mapping[int, Mapping[str, Cost]]) -> str:

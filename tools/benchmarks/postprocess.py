@@ -2,8 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import NamedTuple
 
 import torch
@@ -19,6 +17,7 @@ from longshot.detector.model.postprocess import Detections, Postprocess
 from longshot.detector.model.retinanet import STRIDES
 from longshot.detector.system.environment import progress_bar
 from longshot.tools.benchmarks import memory
+from longshot.tools.benchmarks.harness import in_new_process, peak_above
 
 CANDIDATES = (1000, 6000)  # per level: torchvision's default, and EFL's improved baseline
 PART_OF_THE_TIME = 0.25  # of torchvision's, at most
@@ -81,7 +80,7 @@ def measure(num_classes: int, image_size: tuple[int, int], *, threads: int, repe
 
 
 def _measure(case: Case, repeats: int, on_round: Callable[[], object]) -> Measured:
-    extra = {name: _in_new_process(case, name) if memory.is_measurable() else None for name in (OURS, TORCHVISION)}
+    extra = {name: in_new_process(extra_memory, case, name, what=name) if memory.is_measurable() else None for name in (OURS, TORCHVISION)}
     on_round()
     torch.set_num_threads(case.threads)
     inputs = made_up_inputs(case)
@@ -128,25 +127,13 @@ def contender(case: Case, name: str, inputs: Inputs) -> Callable[[], Detections]
     return run
 
 
-def _in_new_process(case: Case, name: str) -> int:
-    """`extra_memory` where the allocators have nothing left over from another contender."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["torchvision"])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(extra_memory, case, name).result()
-
-
 def extra_memory(case: Case, name: str) -> int:
     """Bytes at the peak of one run above what there was before, the raw outputs among it. Call it in a new process."""
     torch.set_num_threads(case.threads)
     small = case._replace(num_classes=5, image_size=(64, 64))
     contender(small, name, made_up_inputs(small))()  # loads what is loaded once
     run = contender(case, name, made_up_inputs(case))
-    memory.return_free_blocks()
-    memory.reset_peak()
-    before = memory.resident()
-    run()
-    return memory.peak_resident() - before
+    return peak_above(run)
 
 
 def made_up_inputs(case: Case) -> Inputs:

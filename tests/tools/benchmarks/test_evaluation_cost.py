@@ -62,9 +62,9 @@ def test_the_table_and_the_findings_tell_costs_and_targets():
     assert findings(Measured(costs, False, (0.5, 0.25))).splitlines() == [
         "our ways give the same bits: NO",
         "largest difference between lvis and ours: 0.5 in precision, 0.25 in recall",
-        "target: CPU seconds from arrays under 15: 14.9, met",
-        "target: CPU seconds from JSON under 60: 60.1, NOT met",
-        "target: MB (1e6 bytes) from arrays under 800: 943.7, NOT met",
+        "target: CPU seconds from arrays at most 15: 14.9, met",
+        "target: CPU seconds from JSON at most 60: 60.1, NOT met",
+        "target: MB (1e6 bytes) from arrays at most 800: 943.7, NOT met",
     ]
 
 

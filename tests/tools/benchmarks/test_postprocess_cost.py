@@ -5,6 +5,7 @@ import torch
 
 from longshot.detector.model.postprocess import Detections
 from longshot.tools.benchmarks import memory, postprocess
+from longshot.tools.benchmarks.harness import in_new_process
 from longshot.tools.benchmarks.postprocess import OURS, TORCHVISION, Case, Cost, Measured
 
 SMALL = Case(num_classes=70, image_size=(300, 420), candidates=1000, quality=False, threads=1)
@@ -46,8 +47,8 @@ def test_torchvision_holds_an_index_of_every_pair():
     case = SMALL._replace(num_classes=700, image_size=(512, 768))
     inputs = postprocess.made_up_inputs(case)
     assert sum(level[..., 0].numel() for level in inputs.outputs.logits) * 700 > pairs
-    assert postprocess._in_new_process(case, TORCHVISION) > (4 + 8) * pairs  # a score and an index of each pair
-    assert postprocess._in_new_process(case, OURS) < 4 * pairs  # not even the scores
+    assert in_new_process(postprocess.extra_memory, case, TORCHVISION, what="theirs") > (4 + 8) * pairs  # a score and an index of each pair
+    assert in_new_process(postprocess.extra_memory, case, OURS, what="ours") < 4 * pairs  # not even the scores
 
 
 def test_table_and_target_by_hand():
