@@ -16,9 +16,9 @@ from longshot.datasets.annotations.annotations import Annotations, read_annotati
 from longshot.datasets.annotations.cache import cache_path
 from longshot.datasets.classes import Classes
 from longshot.datasets.images.reading import usable_objects
-from longshot.datasets.loading.batches import evaluation_loader
+from longshot.datasets.loading.batches import BatchLoader, EvaluationBatches
 from longshot.datasets.loading.dataset import DetectionDataset
-from longshot.datasets.loading.samplers import training_stream
+from longshot.datasets.loading.samplers import TrainingStream, repeat_factors
 from longshot.detector.evaluation.columnar import ColumnarEvaluator
 from longshot.detector.evaluation.ground_truth import GroundTruth, choose_protocol
 from longshot.tools import check_dataset
@@ -63,10 +63,11 @@ class AnnotationFiles:
         Classes.from_annotations(known)
         ColumnarEvaluator(GroundTruth.from_annotations(known, choose_protocol("auto", known))).accumulate()
         dataset = DetectionDataset(known, self.folder)
-        training_stream(*dataset.learned_objects(), num_images=len(dataset), name="repeat_factor", threshold=0.1,
-                        power=0.5, rounding="ceil", batch_size=2, seed=0)  # fmt: skip
+        factors = repeat_factors(*dataset.learned_objects(), num_images=len(dataset), threshold=0.1)
+        TrainingStream(len(dataset), batch_size=2, seed=0, factors=factors)
         options = {"short_side": 32, "long_side": 64, "pad_multiple": 32, "batch_size": 8}
-        for batch in evaluation_loader(dataset, **options):
+        batches = EvaluationBatches(dataset, **options)
+        for batch in BatchLoader(batches, range(len(batches))):
             assert all(targets.boxes.isfinite().all() for targets in batch.targets), "boxes that are not finite"
         return self.path.read_bytes(), known
 

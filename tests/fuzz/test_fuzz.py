@@ -24,7 +24,8 @@ def tried(tmp_path_factory):
     """The outcomes by kind."""
     folder = tmp_path_factory.mktemp("fuzz")
     done = run("--out", folder / "outcomes.json", "--now", folder / "now")
-    assert (folder / "outcomes.json").exists(), f"died of {(folder / 'now').read_text()}: {done.stderr[-3000:]}"
+    now = folder / "now"
+    assert (folder / "outcomes.json").exists(), f"died of {now.exists() and now.read_text()}: {done.stderr[-3000:]}"
     print(done.stdout)
     outcomes = json.loads((folder / "outcomes.json").read_text())
     return {kind: [outcome for outcome in outcomes if outcome["kind"] == kind] for kind in KINDS}

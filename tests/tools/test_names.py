@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = sorted((Path(__file__).resolve().parents[2] / "tools").glob("*.py"))
+TOOLS = [
+    path for path in sorted((Path(__file__).resolve().parents[2] / "tools").glob("*.py"))
+    if path.stem not in ("__init__", "arguments")
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("tool", [path.stem for path in TOOLS])
