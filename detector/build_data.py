@@ -67,9 +67,7 @@ def build_training_loader(config: c.Config, data: Splits, process: Process, *, f
         draw_scenes, data.stream, size_of=data.train.size, augmentation=_augmentation(config.data), seed=config.seed,
         short_sides=config.data.short_sides, long_side=config.data.long_side, flip=config.data.flip,
     )  # fmt: skip
-    share = share_of_step(
-        data.stream.batch_size, images_per_pass(config, process), process.rank, process.world_size
-    )
+    share = share_of_step(data.stream.batch_size, images_per_pass(config, process), process.rank, process.world_size)
     batches = TrainingBatches(
         data.train, data.stream, draw, share=share,
         pad_multiple=config.data.pad_multiple, pad_together=config.data.pad_together,

@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("losses", "datasets", "detector", "tools")
-ROOMS = tuple(f"detector.{path.name}" for path in sorted((ROOT / "detector").iterdir()) if (path / "__init__.py").exists())
+ROOMS = tuple(
+    f"detector.{path.name}" for path in sorted((ROOT / "detector").iterdir()) if (path / "__init__.py").exists()
+)
 MAY_IMPORT = {  # of detector's rooms; those not named here may import any but tools
     "detector.model": (),
     "detector.matching": ("detector.model",),
@@ -48,7 +50,9 @@ def is_inside(module: str, package: str) -> bool:
 
 def broken_imports(source: str, package: str) -> list[str]:
     """What `source`, a module inside longshot.`package`, imports of ours and may not."""
-    forbidden = [f"longshot.{name}" for inside, names in FORBIDDEN.items() if is_inside(package, inside) for name in names]
+    forbidden = [
+        f"longshot.{name}" for inside, names in FORBIDDEN.items() if is_inside(package, inside) for name in names
+    ]
     imported = imported_modules(source, f"longshot.{package}")
     return [module for module in imported if any(is_inside(module, name) for name in forbidden)]
 

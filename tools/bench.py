@@ -222,9 +222,7 @@ def _arguments() -> argparse.Namespace:
     of_matching.add_argument("--repeats", type=positive, default=5, help="after a warm-up (5)")
     of_postprocess = _command(commands, postprocess)
     of_postprocess.add_argument("--classes", type=positive, default=1203, help="(1203: LVIS)")
-    of_postprocess.add_argument(
-        "--size", type=size, default=(800, 1333), metavar="HxW", help="of the image (800x1333)"
-    )
+    of_postprocess.add_argument("--size", type=size, default=(800, 1333), metavar="HxW", help="of the image (800x1333)")
     of_postprocess.add_argument("--threads", type=positive, default=1, help="of PyTorch (1)")
     of_postprocess.add_argument("--repeats", type=positive, default=5, help="after a warm-up (5)")
     of_scaling = _command(commands, scaling)

@@ -27,7 +27,9 @@ def _arguments() -> argparse.Namespace:
         epilog="example: longshot train --config quickstart. SIGTERM and SIGUSR1 save and stop, with exit code "
         f"{STOPPED} (under torchrun: 0, and preempted.json in the run folder); the same command then goes on.",
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, or a packaged one such as quickstart")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="YAML file, or a packaged one such as quickstart"
+    )
     parser.add_argument(
         "--resume", metavar="auto|PATH", help="go on from the run folder's newest checkpoint, or from PATH"
     )

@@ -68,7 +68,9 @@ class _Batches(Dataset):
 
     def __init__(self, dataset: DetectionDataset):
         self.dataset = dataset
-        self.reading = torch.full((3,), NOTHING)  # its last two: batch and image; a worker's is shared, see `read_ahead`
+        self.reading = torch.full(
+            (3,), NOTHING
+        )  # its last two: batch and image; a worker's is shared, see `read_ahead`
 
     def _read(self, index: int, view: View) -> tuple[Tensor, Targets]:
         """As `DetectionDataset.read`; the main process learns of it, should this one crash."""
@@ -204,7 +206,12 @@ class BatchLoader:
     """
 
     def __init__(
-        self, batches: TrainingBatches | EvaluationBatches, numbers: Sequence[int], *, workers: int = 0, pin_memory: bool = False
+        self,
+        batches: TrainingBatches | EvaluationBatches,
+        numbers: Sequence[int],
+        *,
+        workers: int = 0,
+        pin_memory: bool = False,
     ):
         self._batches, self._numbers, self._pin_memory = batches, numbers, pin_memory
         self._workers = min(workers, len(numbers))

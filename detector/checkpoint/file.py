@@ -174,4 +174,3 @@ def network_weights(state: dict[str, Any]) -> dict[str, Tensor]:
         return state["model"]
     averaged = {key.removeprefix("module."): value for key, value in state["ema"].items()}
     return {key: averaged[key] for key in state["model"]}
-

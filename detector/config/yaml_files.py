@@ -192,4 +192,6 @@ def find_config(name: Path | str) -> Path:
         return known[str(name).removesuffix(".yaml")]
     except KeyError:
         near = suggestion(str(name).removesuffix(".yaml"), known)
-        raise ConfigError(f"{brief(str(name))}: no such file, nor a packaged configuration of that name{near}") from None
+        raise ConfigError(
+            f"{brief(str(name))}: no such file, nor a packaged configuration of that name{near}"
+        ) from None

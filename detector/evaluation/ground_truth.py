@@ -25,7 +25,9 @@ class Protocol(NamedTuple):
 
     def caveats(self, *, score_threshold: float, detections_per_image: int) -> list[str]:
         """What keeps the numbers of detections that are chosen so from being comparable with those of others."""
-        if self.per_image is None or (score_threshold <= _LVIS_SCORE_THRESHOLD and detections_per_image >= self.per_image):
+        if self.per_image is None or (
+            score_threshold <= _LVIS_SCORE_THRESHOLD and detections_per_image >= self.per_image
+        ):
             return []
         return [
             f"test.score_threshold is {score_threshold:g} and test.detections_per_image {detections_per_image}; LVIS numbers "

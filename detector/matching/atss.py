@@ -148,4 +148,3 @@ def _resolve(claims: Claims, num_anchors: int) -> Tensor:
     winner = claims.iou == best[claims.anchors]
     matches = torch.full((num_anchors,), BACKGROUND, dtype=torch.int64, device=best.device)
     return matches.scatter_reduce_(0, claims.anchors[winner], claims.objects[winner], "amin", include_self=False)
-

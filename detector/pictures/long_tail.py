@@ -66,4 +66,3 @@ def _bars(axes: "Axes", counts: NDArray, groups: NDArray) -> None:
     axes.set_axisbelow(True)
     # Above the bars, which may be high everywhere.
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=3, frameon=False)
-

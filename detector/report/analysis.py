@@ -113,7 +113,9 @@ def error_rows(validation: ValidationSet, verdicts: Verdicts, errors: Errors, sh
     return rows
 
 
-def confusion_rows(validation: ValidationSet, verdicts: Verdicts, errors: Errors, shown: NDArray[np.bool_]) -> list[Row]:
+def confusion_rows(
+    validation: ValidationSet, verdicts: Verdicts, errors: Errors, shown: NDArray[np.bool_]
+) -> list[Row]:
     """The most confused pairs of classes, by falling numbers of `shown` (D,) detections."""
     names, groups = validation.classes.names, validation.classes.frequencies
     pairs = confusions(verdicts, errors, validation.ground_truth, shown=shown)[:MOST_CONFUSED]

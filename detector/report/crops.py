@@ -33,7 +33,10 @@ def worst_false_positives(
             caption += f", on {names[labels[errors.object_[d]]]}"
         image = int(verdicts.image[d])
         drawn = (verdicts.boxes_xywh[d], int(verdicts.label[d]), f"{name} {verdicts.score[d]:.2f}")
-        yield _crop(validation, image, images, drawn, _objects_of(validation, image)), f"{caption} ({validation.path(image)})"
+        yield (
+            _crop(validation, image, images, drawn, _objects_of(validation, image)),
+            f"{caption} ({validation.path(image)})",
+        )
 
 
 def worst_misses(

@@ -143,7 +143,9 @@ def open_run(config: Config, process: Process, resume_from: str | None) -> Itera
         with warnings_in(log, process.rank):
             folder.introduce(log, config, data, run, schedule.total_steps, notes)
             (output / resume.MARKER).unlink(missing_ok=True)
-            with stop_on_signals(stop):  # to the end: a second signal must not come between the checkpoint and the marker
+            with stop_on_signals(
+                stop
+            ):  # to the end: a second signal must not come between the checkpoint and the marker
                 yield Session(config, process, run, model, data, schedule, per_pass, evaluation, log, lock, stop)
         log.close()
 

@@ -101,7 +101,9 @@ class RunLock:
         if goes_on:
             self._lease.force_break()
         else:
-            print(f"{self.folder}: held by {self._holder()}; waiting {self._lease_seconds:.0f} s to see whether it lives")
+            print(
+                f"{self.folder}: held by {self._holder()}; waiting {self._lease_seconds:.0f} s to see whether it lives"
+            )
         end, seen = time.monotonic() + 1.5 * self._lease_seconds, self._sign_of_life()
         while not self._is_free(timeout=self._lease_seconds / 40):
             if (sign := self._sign_of_life()) != seen and sign is not None:

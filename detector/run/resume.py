@@ -49,12 +49,10 @@ def what_to_resume(folder: Path, resume: str | None, config: Config, job: str | 
 
 
 def _refusal(folder: Path, changes: list[str] | None) -> str:
-    refusal = (
-        f"{folder}: holds a run already; go on with it by --resume auto, choose another folder by output=FOLDER, or delete it"
-    )
+    refusal = f"{folder}: holds a run already; go on with it by --resume auto, choose another folder by output=FOLDER, or delete it"
     if changes:
-        refusal += (
-            ". It was asked to stop, and would go on by itself if its configuration were the same: " + "; ".join(changes)
+        refusal += ". It was asked to stop, and would go on by itself if its configuration were the same: " + "; ".join(
+            changes
         )
     return refusal
 

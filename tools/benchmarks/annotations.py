@@ -123,11 +123,16 @@ def _dictionaries() -> tuple[Reader, ...]:
 
 
 def _cost(reader: Reader, path: Path, num_images: int) -> Cost:
-    measured = [in_new_process(_time_and_peak, reader.read, path, what="reading annotations", start="spawn") for _ in range(_REPEATS)]
+    measured = [
+        in_new_process(_time_and_peak, reader.read, path, what="reading annotations", start="spawn")
+        for _ in range(_REPEATS)
+    ]
     cpu, wall, peak = (min(values) for values in zip(*measured, strict=True))
     shared = {}
     for workers in WORKERS if reader.visit else ():
-        shared[workers] = in_new_process(_added_memory, reader, path, workers, what="reading annotations", start="spawn")
+        shared[workers] = in_new_process(
+            _added_memory, reader, path, workers, what="reading annotations", start="spawn"
+        )
     return Cost(reader.name, num_images, cpu, wall, peak, shared)
 
 

@@ -115,7 +115,11 @@ def measure(num_objects: int, *, repeats: int) -> dict[int, dict[str, Cost]]:
 
 
 def _costs(num_objects: int, repeats: int, round_is_over: Callable[[], object]) -> dict[str, Cost]:
-    extra = {name: in_new_process(extra_memory, name, num_objects, what=name) for name in CONTENDERS if memory.is_measurable()}
+    extra = {
+        name: in_new_process(extra_memory, name, num_objects, what=name)
+        for name in CONTENDERS
+        if memory.is_measurable()
+    }
     round_is_over()
     inputs = anchors_and_boxes(num_objects)
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}

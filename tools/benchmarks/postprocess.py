@@ -80,7 +80,10 @@ def measure(num_classes: int, image_size: tuple[int, int], *, threads: int, repe
 
 
 def _measure(case: Case, repeats: int, on_round: Callable[[], object]) -> Measured:
-    extra = {name: in_new_process(extra_memory, case, name, what=name) if memory.is_measurable() else None for name in (OURS, TORCHVISION)}
+    extra = {
+        name: in_new_process(extra_memory, case, name, what=name) if memory.is_measurable() else None
+        for name in (OURS, TORCHVISION)
+    }
     on_round()
     torch.set_num_threads(case.threads)
     inputs = made_up_inputs(case)

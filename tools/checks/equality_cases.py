@@ -71,7 +71,9 @@ class Data(NamedTuple):
             short_sides=[48, 64], long_side=96, flip=0.5,
         )  # fmt: skip
         share = share_of_step(self.stream.batch_size, images_per_pass, process.rank, process.world_size)
-        return BatchLoader(TrainingBatches(self.dataset, self.stream, draw, share=share, pad_multiple=32), range(self.steps))
+        return BatchLoader(
+            TrainingBatches(self.dataset, self.stream, draw, share=share, pad_multiple=32), range(self.steps)
+        )
 
 
 def make_data(folder: Path, *, steps: int, batch_size: int) -> Data:

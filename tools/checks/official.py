@@ -128,7 +128,12 @@ def load_lvis() -> types.ModuleType:
 
 
 def compare(
-    annotations_path: Path, detections: DetectionColumns, scored: Scored, *, ids: Mapping[str, ArrayLike], classes: Classes
+    annotations_path: Path,
+    detections: DetectionColumns,
+    scored: Scored,
+    *,
+    ids: Mapping[str, ArrayLike],
+    classes: Classes,
 ) -> dict[str, Any]:
     """How far what the benchmark's own package finds is from ours, see `differences`.
 

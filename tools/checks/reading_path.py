@@ -18,7 +18,12 @@ from types import CodeType, FrameType
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("data.generate.categories=10", "data.generate.train_images=40", "data.generate.val_images=20", "data.workers=0")
+SMALL = (
+    "data.generate.categories=10",
+    "data.generate.train_images=40",
+    "data.generate.val_images=20",
+    "data.workers=0",
+)
 
 
 class FileRan(NamedTuple):
@@ -131,7 +136,12 @@ def quickstart_arguments(folder: Path) -> list[str]:
     from longshot.detector.config.schema import load_config
     from longshot.detector.system.distributed import process_group
 
-    overrides = [*SMALL, "loss.classification.name=focal", f"output={folder / 'run'}", f"data.generate.folder={folder / 'data'}"]
+    overrides = [
+        *SMALL,
+        "loss.classification.name=focal",
+        f"output={folder / 'run'}",
+        f"data.generate.folder={folder / 'data'}",
+    ]
     config = ROOT / "configs" / "quickstart.yaml"
     with process_group("cpu") as process:
         for _ in range(2):
@@ -141,9 +151,13 @@ def quickstart_arguments(folder: Path) -> list[str]:
 
 def table(files: list[FileRan], above: list[Caller]) -> str:
     """What a reader has to read, for people."""
-    rows = [f"{file.lines_ran:5d} of {file.lines:4d} lines in {file.functions:2d} functions  {file.name}" for file in files]
+    rows = [
+        f"{file.lines_ran:5d} of {file.lines:4d} lines in {file.functions:2d} functions  {file.name}" for file in files
+    ]
     total = f"{len(files)} files, {sum(file.lines_ran for file in files):,} lines of functions that ran"
-    return "\n".join([*rows, total, f"from main to the network's forward: {' > '.join(caller.name for caller in above)}"])
+    return "\n".join(
+        [*rows, total, f"from main to the network's forward: {' > '.join(caller.name for caller in above)}"]
+    )
 
 
 def main() -> None:

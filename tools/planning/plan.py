@@ -115,4 +115,3 @@ def _optimizer(config: Config, network: nn.Module) -> Optimizer:
     return build_optimizer(
         network, name=options.name, lr=1.0, momentum=options.momentum, weight_decay=options.weight_decay
     )
-

@@ -29,7 +29,9 @@ SMALL = {"categories": 12, "train_images": 60, "val_images": 20, "image_size": (
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return draw_dataset(tmp_path_factory.mktemp("emoji") / "set", EmojiOptions(rare_images=3, common_images=9, **SMALL), threads=1)
+    return draw_dataset(
+        tmp_path_factory.mktemp("emoji") / "set", EmojiOptions(rare_images=3, common_images=9, **SMALL), threads=1
+    )
 
 
 @pytest.fixture(scope="module")

@@ -92,9 +92,7 @@ def train(dataset, **options):
 def test_an_unreadable_image_is_an_error_with_path_id_and_reason(dataset, kind):
     spoil, reason = SPOILED[kind]
     spoil(dataset.path(DAMAGED))
-    told = (
-        f"{dataset.path(DAMAGED)}: .*{reason}.*image {dataset.annotations.image_ids[DAMAGED]} of .*data.on_unreadable=replace"
-    )
+    told = f"{dataset.path(DAMAGED)}: .*{reason}.*image {dataset.annotations.image_ids[DAMAGED]} of .*data.on_unreadable=replace"
     for batches in (
         training_loader(dataset, steps=3),
         evaluation_loader(dataset, workers=1),

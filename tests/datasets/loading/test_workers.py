@@ -61,7 +61,11 @@ def assert_same(a, b):
     for ours, theirs in zip(a, b, strict=True):
         assert ours[2:] == theirs[2:]
         assert all(torch.equal(x, y) for x, y in zip(ours.images, theirs.images, strict=True))
-        assert all(torch.equal(x, y) for s, t in zip(ours.targets, theirs.targets, strict=True) for x, y in zip(s, t, strict=True))
+        assert all(
+            torch.equal(x, y)
+            for s, t in zip(ours.targets, theirs.targets, strict=True)
+            for x, y in zip(s, t, strict=True)
+        )
 
 
 @pytest.mark.parametrize("replace", [False, True])
@@ -98,7 +102,9 @@ def test_a_worker_that_crashes_between_batches_was_reading_no_image_and_leaves_t
     os.kill(victim.pid, signal.SIGKILL)
     victim.join()
     sum(range(10**6))  # the step, in which nothing is raised
-    with pytest.raises(DataError, match=rf"process {victim.pid}, .* SIGKILL in batch \d, reading no image; most likely"):
+    with pytest.raises(
+        DataError, match=rf"process {victim.pid}, .* SIGKILL in batch \d, reading no image; most likely"
+    ):
         next(batches)
     assert signal.getsignal(signal.SIGCHLD) == before
     assert not multiprocessing.active_children()

@@ -122,7 +122,9 @@ def test_a_flipped_bit_in_the_numbers_says_what_to_do(saved):
     damaged = bytearray(whole)
     damaged[whole.index(numbers) + 1] ^= 4
     saved.write_bytes(damaged)
-    with pytest.raises(CheckpointError, match=rf"^{saved}: damaged: bits of \S+ in it have changed.*Take the checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=rf"^{saved}: damaged: bits of \S+ in it have changed.*Take the checkpoint"
+    ):
         load_checkpoint(saved)
 
 

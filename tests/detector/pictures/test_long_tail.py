@@ -1,6 +1,5 @@
 """What is said and drawn of a dataset."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -11,7 +11,9 @@ def test_threshold_precision_and_recall_worked_out_by_hand(make_validation, colu
     # Right, wrong, right, wrong, wrong of 3 objects: F1 2/4, 2/5, 4/6, 4/7, 4/8.
     validation = make_validation([(i, 0, BOX) for i in range(3)], num_images=5)
     rows = [(0, BOX, 0.9), (3, BOX, 0.8), (1, BOX, 0.7), (4, BOX, 0.6), (0, FAR, 0.5)]
-    verdicts, _ = find_verdicts(validation.ground_truth, columns(*((image, 0, box, score) for image, box, score in rows)))
+    verdicts, _ = find_verdicts(
+        validation.ground_truth, columns(*((image, 0, box, score) for image, box, score in rows))
+    )
     points = best_f1(verdicts, validation.ground_truth.num_objects[:, 0])
     assert (points.threshold[0], points.precision[0], points.recall[0]) == (0.7, 2 / 3, 2 / 3)
     assert shown(verdicts, points).tolist() == [True, True, True, False, False]

@@ -99,7 +99,9 @@ def test_a_run_that_never_began_leaves_no_folder(lock, tmp_path):
 
 def test_a_second_run_on_this_machine_is_refused_at_once(lock, holder):
     process, begin = holder(lease=60.0), time.monotonic()
-    with pytest.raises(ConfigError, match=rf"run: held by another run: process {process.pid} on .* is alive.* output=FOL"):
+    with pytest.raises(
+        ConfigError, match=rf"run: held by another run: process {process.pid} on .* is alive.* output=FOL"
+    ):
         lock(lease=60.0).acquire()
     assert time.monotonic() - begin < 5
 

@@ -16,11 +16,16 @@ from longshot.detector.run.lifecycle import Session
 @pytest.mark.parametrize(
     ("every", "expected"),
     [
-        (3, "step 1, step 2, save, step 3, save, evaluate, step 4, save, step 5, step 6, save, evaluate, step 7, save, evaluate"),
+        (
+            3,
+            "step 1, step 2, save, step 3, save, evaluate, step 4, save, step 5, step 6, save, evaluate, step 7, save, evaluate",
+        ),
         (None, "step 1, step 2, save, step 3, step 4, save, step 5, step 6, save, step 7, save, evaluate"),
     ],
 )
-def test_what_is_evaluated_is_saved_first_and_the_end_always_is(make_config, cpu, tmp_path, monkeypatch, every, expected):
+def test_what_is_evaluated_is_saved_first_and_the_end_always_is(
+    make_config, cpu, tmp_path, monkeypatch, every, expected
+):
     events, optimize = [], loop.optimize
 
     def step(run, *args, **options):
@@ -64,7 +69,9 @@ def test_the_last_of_evenly_spread_evaluations_is_that_of_the_end():
 
 
 def test_training_is_a_call_from_python_too(values, tmp_path):
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({key: value for key, value in values.items() if key != "output"}))
+    (tmp_path / "mine.yaml").write_text(
+        yaml.safe_dump({key: value for key, value in values.items() if key != "output"})
+    )
     folder = train_detector(tmp_path / "mine.yaml", [f"output={tmp_path / 'run'}", "schedule.length=2"])
     assert folder == tmp_path / "run"
     assert json.loads((folder / "metrics.json").read_text())["step"] == 2

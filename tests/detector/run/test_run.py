@@ -262,9 +262,7 @@ def test_so_it_does_with_workers_loss_scale_and_other_optimizers(make_config, cp
 
 
 def test_workers_change_nothing(make_config, cpu, tmp_path, uninterrupted):
-    train(
-        make_config(tmp_path, {**VARIANTS["efl-ema"], "data": {**VARIANTS["efl-ema"]["data"], "workers": 2}}), cpu
-    )
+    train(make_config(tmp_path, {**VARIANTS["efl-ema"], "data": {**VARIANTS["efl-ema"]["data"], "workers": 2}}), cpu)
     assert records(tmp_path) == records(uninterrupted("efl-ema"))
 
 

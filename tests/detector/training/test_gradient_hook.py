@@ -66,7 +66,9 @@ def test_the_hook_sees_half_gradients_before_they_are_rounded(start, steps, monk
         GradientGuidedLoss, "forward", lambda loss, *inputs: (plain.register(*inputs), forward(loss, *inputs))[1]
     )
     monkeypatch.setattr(
-        GradientGuidedLoss, "gradient_hook", lambda loss, sums: (given.append(sums.clone()), gradient_hook(loss, sums))[1]
+        GradientGuidedLoss,
+        "gradient_hook",
+        lambda loss, sums: (given.append(sums.clone()), gradient_hook(loss, sums))[1],
     )
     run, batches = start()
     steps(run, batches[:1], precision="bf16")

@@ -47,7 +47,9 @@ def test_torchvision_holds_an_index_of_every_pair():
     case = SMALL._replace(num_classes=700, image_size=(512, 768))
     inputs = postprocess.made_up_inputs(case)
     assert sum(level[..., 0].numel() for level in inputs.outputs.logits) * 700 > pairs
-    assert in_new_process(postprocess.extra_memory, case, TORCHVISION, what="theirs") > (4 + 8) * pairs  # a score and an index of each pair
+    assert (
+        in_new_process(postprocess.extra_memory, case, TORCHVISION, what="theirs") > (4 + 8) * pairs
+    )  # a score and an index of each pair
     assert in_new_process(postprocess.extra_memory, case, OURS, what="ours") < 4 * pairs  # not even the scores
 
 

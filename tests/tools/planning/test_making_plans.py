@@ -7,7 +7,8 @@ from longshot.tools.planning.table import table, warnings
 
 def planned(config, **options):
     return make_plan(
-        config, **{"gpus": 2, "num_classes": 20, "image_size": (60, 90), "precision": "fp32", "gpu_memory": 2**30} | options
+        config,
+        **{"gpus": 2, "num_classes": 20, "image_size": (60, 90), "precision": "fp32", "gpu_memory": 2**30} | options,
     )
 
 
