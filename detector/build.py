@@ -23,6 +23,7 @@ from .model.anchors import AnchorGenerator
 from .model.backbone import resnet
 from .model.boxes import BoxCoding, DeltaCoding, DistanceCoding, DistributionCoding
 from .model.head import DenseHead
+from .model.legacy import LegacyPostprocess
 from .model.postprocess import Postprocess
 from .model.retinanet import FPN, RetinaNet
 from .pictures.detections import detection_sheet
@@ -107,9 +108,8 @@ def _anchor_size(anchors: c.Anchors, needed_by: str) -> float:
 
 def build_postprocess(config: c.Config) -> Postprocess:
     """What turns the outputs of the network into detections. Raises ConfigError if the anchors do not suit its boxes."""
-    return Postprocess(
-        **config.test.options(), coding=build_coding(config.model), legacy_offset=config.model.legacy_offset
-    )
+    kind = LegacyPostprocess if config.model.legacy_offset else Postprocess
+    return kind(**config.test.options(), coding=build_coding(config.model))
 
 
 def build_criterion(config: c.Config, image_counts: Sequence[int], num_images: int) -> Criterion:

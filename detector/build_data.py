@@ -11,6 +11,7 @@ from ..datasets.emoji.dataset import EmojiFiles, EmojiOptions, draw_dataset
 from ..datasets.images.augmentation import AUGMENTATIONS, Augmentation
 from ..datasets.loading.batches import BatchLoader, EvaluationBatches, TrainingBatches, share_of_step
 from ..datasets.loading.dataset import DetectionDataset, Splits
+from ..datasets.loading.legacy import LegacyDataset
 from ..datasets.loading.samplers import ClassAwareStream, TrainingStream, instance_factors, repeat_factors
 from ..datasets.loading.scenes import draw_scenes
 from .config import schema as c
@@ -26,8 +27,9 @@ def build_data(config: c.Config, process: Process) -> Splits:
     Raises ConfigError for paths that are not set, DataError for everything that is wrong with the data.
     """
     (annotations, images), (val_annotations, val_images) = _splits(config.data, process, "train", "val")
-    train = DetectionDataset(annotations, images, keep_empty=config.data.keep_empty, **_reading(config))
-    val = DetectionDataset(val_annotations, val_images, **_reading(config))
+    dataset = _dataset_class(config)
+    train = dataset(annotations, images, keep_empty=config.data.keep_empty, **_reading(config))
+    val = dataset(val_annotations, val_images, **_reading(config))
     known, other = train.annotations, val.annotations
     classes = Classes.from_annotations(known, rare=config.data.rare, common=config.data.common)
     classes.check_same(other.category_ids, other.class_names, here=f"{known.path} (train)", there=f"{other.path} (val)")
@@ -37,7 +39,7 @@ def build_data(config: c.Config, process: Process) -> Splits:
 def build_val(config: c.Config, process: Process) -> DetectionDataset:
     """The validation set alone: a trained model needs no training set to be evaluated. Raises as `build_data` does."""
     ((annotations, images),) = _splits(config.data, process, "val")
-    return DetectionDataset(annotations, images, **_reading(config))
+    return _dataset_class(config)(annotations, images, **_reading(config))
 
 
 def images_per_pass(config: c.Config, process: Process) -> int:
@@ -92,11 +94,14 @@ def _loader(
     return BatchLoader(batches, numbers, workers=config.data.workers, pin_memory=process.device.type == "cuda")
 
 
+def _dataset_class(config: c.Config) -> type[DetectionDataset]:
+    return LegacyDataset if config.model.legacy_offset else DetectionDataset
+
+
 def _reading(config: c.Config) -> dict[str, bool]:
     """How images and boxes are resized, and whether images may be missing."""
     return {
         "antialias": config.data.antialias,
-        "legacy_offset": config.model.legacy_offset,
         "allow_missing": config.data.on_unreadable == "replace",
     }
 

@@ -19,7 +19,7 @@ from .build import build_network, build_postprocess
 from .checkpoint.file import check_entries, load_checkpoint, network_weights
 from .config.schema import Config, parse_config
 from .errors import CheckpointError, ConfigError
-from .model.postprocess import Detections, Postprocess, detect, rescale
+from .model.postprocess import Detections, Postprocess, detect
 from .model.retinanet import RetinaNet
 
 _log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def _predict_one(model: LoadedModel, image: np.ndarray) -> Prediction:
     resized = resized_size(size, data.test_short_side, data.long_side)
     tensor, _ = apply_view(image, np.zeros((0, 4), np.float32), View(resized, False), antialias=data.antialias)
     (found,) = detect(model.network, [tensor], padded_size([resized], data.pad_multiple), model.postprocess)
-    found = rescale(found, resized, size, legacy_offset=model.postprocess.legacy_offset)
+    found = model.postprocess.rescale(found, resized, size)
     return to_prediction(found, model.classes)
 
 

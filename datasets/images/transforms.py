@@ -71,7 +71,7 @@ def draw_view(
 
 
 def apply_view(
-    image: NDArray[np.uint8], boxes: NDArray, view: View, *, antialias: bool = True, legacy_offset: bool = False
+    image: NDArray[np.uint8], boxes: NDArray, view: View, *, antialias: bool = True, last_pixel: int = 0
 ) -> tuple[Tensor, NDArray[np.float32]]:
     """The image and its boxes as the view shows them.
 
@@ -79,20 +79,20 @@ def apply_view(
         image: (H, W, 3) RGB.
         boxes: (G, 4) xyxy, pixels of `image`, inside it.
         antialias: False takes the four nearest pixels only, however much smaller the image becomes, as OpenCV does.
-        legacy_offset: scale x1 and x2 - 1, the first and the last pixel, in place of x1 and x2.
+        last_pixel: 1 scales x1 and x2 - 1, the first and the last pixel, in place of x1 and x2.
 
     Returns:
         (3, h, w) uint8, with the channels last in memory, and (G, 4) float32 xyxy, pixels of the resized image; boxes are
-        clipped to the crop before it is resized, and those outside have no area. Each axis of the boxes is scaled by the sizes that the image
-        really has, which rounding sets a little off the nominal scale.
+        clipped to the crop before it is resized, and those outside have no area. Each axis of the boxes is scaled by the
+        sizes that the image really has, which rounding sets a little off the nominal scale.
     """
     top, left, height, width = view.crop or Region(0, 0, *image.shape[:2])
     boxes = (boxes - [left, top, left, top]).clip(0, [width, height, width, height])
-    if view.flip:  # first: it is no longer the same after scaling with legacy_offset
+    if view.flip:  # first: it is no longer the same after scaling by pixels
         boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
-    last_pixel = np.array([0, 0, 1, 1]) if legacy_offset else 0
+    last = np.array([0, 0, last_pixel, last_pixel])
     scale = np.array([view.size[1], view.size[0]] * 2) / [width, height, width, height]
-    boxes = (boxes - last_pixel) * scale + last_pixel
+    boxes = (boxes - last) * scale + last
     pixels = torch.from_numpy(image[top : top + height, left : left + width].copy())
     pixels = (pixels.flip(1) if view.flip else pixels).permute(2, 0, 1)
     return _resized(pixels, view, antialias), boxes.astype(np.float32)

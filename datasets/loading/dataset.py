@@ -39,13 +39,13 @@ class DetectionDataset:
         images: the folder which the file names are relative to.
         keep_empty: False leaves out images without objects (not counting crowd and ignore).
         antialias: see `apply_view`.
-        legacy_offset: see `apply_view`. Objects at most 1 pixel wide or high are then no targets, and keep_empty False leaves
-            out an image with one such object and no other, both as in United-Perception.
         allow_missing: less than half of the images may be missing: reading those is an error.
 
     Raises:
         DataError: images are missing, or there is not one usable box.
     """
+
+    last_pixel = 0  # see `apply_view`
 
     def __init__(
         self,
@@ -54,7 +54,6 @@ class DetectionDataset:
         *,
         keep_empty: bool = True,
         antialias: bool = True,
-        legacy_offset: bool = False,
         allow_missing: bool = False,
     ):
         check_images(annotations, images, allow_missing=allow_missing)
@@ -62,8 +61,8 @@ class DetectionDataset:
         self.images = Path(images)
         self._usable, self.report = usable_objects(annotations)
         self._learned = self._usable & ~annotations.crowd & ~annotations.ignore
-        self._options = {"antialias": antialias, "legacy_offset": legacy_offset}
-        self.image_indices = np.arange(len(annotations.image_ids)) if keep_empty else self._not_empty(legacy_offset)
+        self._antialias = antialias
+        self.image_indices = np.arange(len(annotations.image_ids)) if keep_empty else self._not_empty()
 
     @property
     def sizes(self) -> NDArray[np.int32]:
@@ -110,24 +109,16 @@ class DetectionDataset:
         usable = self._usable[objects]
         labels, learned = self.annotations.labels[objects][usable], self._learned[objects][usable]
         whole = clipped_boxes(self.annotations.boxes_xywh[objects][usable], self.annotations.image_sizes[image])
-        if self._options["legacy_offset"]:
-            thick = (whole[:, 2:] - whole[:, :2] > 1).all(axis=1)
-            whole, labels, learned = whole[thick], labels[thick], learned[thick]
-        tensor, boxes = apply_view(pixels, whole, view, **self._options)
+        tensor, boxes = apply_view(pixels, whole, view, antialias=self._antialias, last_pixel=self.last_pixel)
         if view.crop:
             learned &= visible_fraction(whole, view.crop) >= MIN_CROPPED_FRACTION
             large = (boxes[:, 2:] - boxes[:, :2] >= MIN_CROPPED_SIDE).all(axis=1)
             boxes, labels, learned = boxes[large], labels[large], learned[large]
         return tensor, Targets(boxes[learned], labels[learned].astype(np.int64), boxes[~learned])
 
-    def _not_empty(self, legacy_offset: bool) -> NDArray[np.int64]:
+    def _not_empty(self) -> NDArray[np.int64]:
         """Indices of the images to learn from; see the class."""
-        owners = self.annotations.object_images[self._learned]
-        images, image_of_object, counts = np.unique(owners, return_inverse=True, return_counts=True)
-        if not legacy_offset:
-            return images
-        thin = (self.annotations.boxes_xywh[self._learned, 2:] <= 1).any(axis=1)
-        return np.setdiff1d(images, owners[thin & (counts[image_of_object] == 1)])
+        return np.unique(self.annotations.object_images[self._learned])
 
 
 class Splits(NamedTuple):

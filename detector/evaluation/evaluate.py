@@ -11,7 +11,7 @@ import torch
 from ...datasets.annotations.annotations import Annotations
 from ...datasets.classes import Classes
 from ...datasets.loading.batches import Batch
-from ..model.postprocess import Detections, Postprocess, detect, rescale
+from ..model.postprocess import Detections, Postprocess, detect
 from ..model.retinanet import RetinaNet
 from ..results.columns import DetectionColumns
 from ..system.distributed import Process, all_sum, columns_of_others
@@ -66,7 +66,7 @@ class Evaluation:
             indices += batch.image_indices
             unreadable += batch.unreadable
             found = detect(network, batch.images, batch.padded_size, self.postprocess)
-            yield _columns(batch, found, legacy_offset=self.postprocess.legacy_offset)
+            yield _columns(batch, found, self.postprocess)
         self._check_coverage(indices, unreadable)
 
     def score(self, detections: Iterable[DetectionColumns], *, with_fixed_ap: bool = False) -> dict | None:
@@ -115,13 +115,10 @@ class Evaluation:
         return result
 
 
-def _columns(batch: Batch, detections: Sequence[Detections], *, legacy_offset: bool) -> DetectionColumns:
+def _columns(batch: Batch, detections: Sequence[Detections], postprocess: Postprocess) -> DetectionColumns:
     """The detections in each image of a batch, in the pixels of the original images."""
     sizes = [tuple(image.shape[-2:]) for image in batch.images]
-    found = [
-        rescale(*each, legacy_offset=legacy_offset)
-        for each in zip(detections, sizes, batch.original_sizes, strict=True)
-    ]
+    found = list(map(postprocess.rescale, detections, sizes, batch.original_sizes))
     boxes = torch.cat([f.boxes for f in found]).cpu().numpy()
     return DetectionColumns(
         image_index=np.repeat(np.array(batch.image_indices, np.int64), [len(f.boxes) for f in found]),

@@ -48,18 +48,12 @@ def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
     return torch.stack((x - half_width, y - half_height, x + half_width, y + half_height), dim=-1)
 
 
-def clip(boxes: Tensor, image_size: tuple[int, int], *, legacy_offset: bool = False) -> Tensor:
-    """Boxes (..., 4) with every corner moved into the image of size (height, width).
-
-    Args:
-        legacy_offset: into its pixels, as where boxes hold the indices of their first and last one: a box beyond the image
-            keeps a pixel at the border.
-    """
+def clip(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Boxes (..., 4) with every corner moved into the image of size (height, width)."""
     height, width = image_size
-    pixel = int(legacy_offset)
     left, top, right, bottom = boxes.unbind(-1)
-    first = left.clamp(0, width - pixel), top.clamp(0, height - pixel)
-    return torch.stack((*first, right.clamp(pixel, width), bottom.clamp(pixel, height)), dim=-1)
+    corners = left.clamp(0, width), top.clamp(0, height), right.clamp(0, width), bottom.clamp(0, height)
+    return torch.stack(corners, dim=-1)
 
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:

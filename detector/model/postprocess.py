@@ -38,8 +38,6 @@ class Postprocess:
         nms_threshold: of two boxes of a class with a larger IoU, the one with the lower score is dropped.
         detections_per_image: at most, over all classes.
         coding: what the head's box outputs mean.
-        legacy_offset: boxes are clipped to the pixels of the image, and empty ones are dropped before candidates are
-            chosen: as in models of the time when a box from x1 to x2 was x2 - x1 + 1 wide.
     """
 
     score_threshold: float = 0.05
@@ -48,7 +46,6 @@ class Postprocess:
     nms_threshold: float = 0.5
     detections_per_image: int = 100
     coding: BoxCoding = field(default_factory=DeltaCoding)
-    legacy_offset: bool = False
 
     @torch.no_grad()
     def __call__(
@@ -71,23 +68,27 @@ class Postprocess:
             detections.append(self._suppress(Detections(*map(torch.cat, zip(*levels, strict=True)))))
         return detections
 
+    def rescale(self, detections: Detections, from_size: tuple[int, int], to_size: tuple[int, int]) -> Detections:
+        """Detections in an image of size `from_size`, (height, width), in the pixels of the same image at `to_size`."""
+        return detections._replace(boxes=detections.boxes * scale_of(detections.boxes, from_size, to_size))
+
     def _candidates(
         self, logits: Tensor, deltas: Tensor, quality: Tensor, anchors: Tensor, image_size: tuple[int, int]
     ) -> Detections:
         """The best pairs of one level of one image, from (R_l, K) logits, (R_l, D) deltas and (R_l,) quality."""
-        factors, count = quality.float().sigmoid(), len(anchors)
-        if self.legacy_offset:
-            boxes = self._boxes(deltas, anchors, image_size)
-            usable = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-            factors, count = factors * usable, int(usable.sum())
+        factors, count = self._factors(deltas, quality, anchors, image_size)
         limit = min(self.candidates_per_level, count) if self.limit_to_anchors else self.candidates_per_level
-        # Without any usable anchor all scores are 0, which is above no threshold.
-        rows, labels, scores = _best_pairs(logits, factors, max(1, limit), self.score_threshold)
+        rows, labels, scores = _best_pairs(logits, factors, limit, self.score_threshold)
         return Detections(self._boxes(deltas[rows], anchors[rows], image_size), scores, labels)
 
+    def _factors(
+        self, deltas: Tensor, quality: Tensor, anchors: Tensor, image_size: tuple[int, int]
+    ) -> tuple[Tensor, int]:
+        """(R_l,) what the scores of each anchor are multiplied by, and how many anchors count."""
+        return quality.float().sigmoid(), len(anchors)
+
     def _boxes(self, deltas: Tensor, anchors: Tensor, image_size: tuple[int, int]) -> Tensor:
-        boxes = self.coding.decode(deltas.float(), anchors)
-        return clip(boxes, image_size, legacy_offset=self.legacy_offset)
+        return clip(self.coding.decode(deltas.float(), anchors), image_size)
 
     def _suppress(self, candidates: Detections) -> Detections:
         """The detections of an image among its candidates; of equal scores, those of the first candidates."""
@@ -136,6 +137,12 @@ def _best_pairs(logits: Tensor, factors: Tensor, count: int, score_threshold: fl
     return rows[pairs // num_classes], pairs % num_classes, scores[kept]
 
 
+def scale_of(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
+    """(4,) what the sides of boxes are multiplied by between two sizes of an image, each (height, width)."""
+    y, x = to_size[0] / from_size[0], to_size[1] / from_size[1]
+    return boxes.new_tensor([x, y, x, y])
+
+
 @torch.no_grad()
 def detect(
     network: RetinaNet, images: Sequence[Tensor], padded_size: tuple[int, int], postprocess: Postprocess
@@ -147,17 +154,3 @@ def detect(
     """
     outputs = network(network.preprocess(images, padded_size))
     return postprocess(outputs, network.anchors(padded_size), [tuple(image.shape[-2:]) for image in images])
-
-
-def rescale(
-    detections: Detections, from_size: tuple[int, int], to_size: tuple[int, int], *, legacy_offset: bool = False
-) -> Detections:
-    """Detections in an image of size `from_size`, (height, width), in the pixels of the same image at `to_size`.
-
-    Args:
-        legacy_offset: the first and the last pixel of a box are scaled, not its edges.
-    """
-    y, x = to_size[0] / from_size[0], to_size[1] / from_size[1]
-    scale = detections.boxes.new_tensor([x, y, x, y])
-    last = detections.boxes.new_tensor([0, 0, legacy_offset, legacy_offset])  # from the last pixel to the edge
-    return detections._replace(boxes=(detections.boxes - last) * scale + last)

@@ -25,6 +25,7 @@ from longshot.detector.matching.assign import LEGACY_MATCHERS, MATCHERS, ATSSMat
 from longshot.detector.matching.center_sampling import CenterSamplingMatcher
 from longshot.detector.matching.iou import IoUMatcher
 from longshot.detector.model.boxes import DistributionCoding
+from longshot.detector.model.legacy import LegacyPostprocess
 from longshot.detector.run.initial_weights import start_from
 from longshot.losses import EqualizedFocalLoss, FocalLoss
 from longshot.losses.box import GIoULoss, SmoothL1Loss
@@ -160,7 +161,7 @@ def test_every_option_of_the_test_and_of_the_boxes_reaches_the_postprocessing(ma
     model = {"legacy_offset": True, "head": {"box": "distribution", "bins": 9}}
     made = build_postprocess(make_config(differences={"test": test, "model": model}))
     assert {key: getattr(made, key) for key in test} == test
-    assert made.legacy_offset
+    assert type(made) is LegacyPostprocess
     assert (type(made.coding), made.coding.bins, made.coding.anchor_size) == (DistributionCoding, 9, 3.0)
 
 

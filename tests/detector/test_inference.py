@@ -10,6 +10,8 @@ from longshot.datasets import DataError
 from longshot.detector.checkpoint.file import load_checkpoint, save_checkpoint
 from longshot.detector.errors import CheckpointError
 from longshot.detector.inference import load_model, predict
+from longshot.detector.model.legacy import LegacyPostprocess
+from longshot.detector.model.postprocess import Postprocess
 
 IMAGES = ("val_0.png", "val_1.png", "val_3.png")  # 64 x 64, 64 x 96, 72 x 80
 
@@ -139,7 +141,7 @@ def test_pictures_are_resized_as_in_the_run(model, paths):
 
 def test_boxes_of_a_legacy_model_are_scaled_by_their_pixels(model, paths):
     # 72 x 80 pixels are seen as 64 x 71. A box that ends at x there ends at (x - 1) * 80 / 71 + 1, not at x * 80 / 71.
-    legacy = replace(model, postprocess=replace(model.postprocess, legacy_offset=True))
+    legacy = replace(model, postprocess=LegacyPostprocess(**vars(model.postprocess)))
     (usual,), (shifted,) = (predict(each, paths[2:]) for each in (model, legacy))
     inside = (usual.boxes > 2).all(axis=1) & (usual.boxes < [78, 70, 78, 70]).all(axis=1)
     assert inside.any()
@@ -148,11 +150,11 @@ def test_boxes_of_a_legacy_model_are_scaled_by_their_pixels(model, paths):
 
 
 def test_the_convention_of_boxes_is_that_of_the_run(learned, model, tmp_path):
-    assert not model.postprocess.legacy_offset
+    assert type(model.postprocess) is Postprocess
     state = load_checkpoint(learned / "checkpoints" / "best.pt")
     state["config"]["model"]["legacy_offset"] = True
     save_checkpoint(tmp_path / "a.pt", state)
-    assert load_model(tmp_path / "a.pt").postprocess.legacy_offset
+    assert type(load_model(tmp_path / "a.pt").postprocess) is LegacyPostprocess
 
 
 def test_a_foreign_checkpoint_is_told_with_what_it_lacks(tmp_path, learned):

@@ -91,16 +91,16 @@ def test_boxes_are_scaled_by_the_sizes_that_came_out():
 def test_legacy_offset_scales_the_first_and_the_last_pixel():
     # Pixels 10 … 29 and 4 … 11, scaled by 2.5: 25 … 72.5 and 10 … 27.5. Flipped they are 70 … 89, which is 175 … 222.5.
     box, image = np.array([[10.0, 4.0, 30.0, 12.0]]), np.zeros((40, 100, 3), np.uint8)
-    _, seen = apply_view(image, box, View((100, 250), flip=False), legacy_offset=True)
+    _, seen = apply_view(image, box, View((100, 250), flip=False), last_pixel=1)
     assert seen.tolist() == [[25, 10, 73.5, 28.5]]
-    _, flipped = apply_view(image, box, View((100, 250), flip=True), legacy_offset=True)
+    _, flipped = apply_view(image, box, View((100, 250), flip=True), last_pixel=1)
     assert flipped.tolist() == [[175, 10, 223.5, 28.5]]
 
 
 def test_legacy_offset_changes_nothing_where_nothing_is_scaled():
     box, image = np.array([[10.0, 4.0, 30.0, 12.5]]), np.zeros((40, 100, 3), np.uint8)
     for view in (View((40, 100), flip=True), View((20, 60), flip=True, crop=Region(2, 7, 20, 60))):
-        ours, legacy = (apply_view(image, box, view, legacy_offset=offset)[1] for offset in (False, True))
+        ours, legacy = (apply_view(image, box, view, last_pixel=last)[1] for last in (0, 1))
         assert ours.tolist() == legacy.tolist()
 
 

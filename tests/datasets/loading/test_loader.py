@@ -17,6 +17,7 @@ from longshot.datasets.loading.batches import (
     share_of_step,
 )
 from longshot.datasets.loading.dataset import DetectionDataset
+from longshot.datasets.loading.legacy import LegacyDataset
 from longshot.datasets.loading.samplers import TrainingStream, repeat_factors
 from longshot.datasets.loading.scenes import draw_scenes
 
@@ -104,7 +105,7 @@ def test_empty_images_can_be_left_out(write, content, image_folder):
 
 
 def test_legacy_dataset_scales_the_first_and_the_last_pixel(write, content, image_folder):
-    dataset = DetectionDataset(read_annotations(write(content)), image_folder, legacy_offset=True)
+    dataset = LegacyDataset(read_annotations(write(content)), image_folder)
     _, targets = dataset.read(1, View((120, 80), flip=False))  # 4 … 13 and 6 … 17, scaled by 2
     assert targets.boxes.tolist() == [[8, 12, 27, 35]]
     assert targets.ignore_boxes.tolist() == [[40, 60, 79, 119]]
@@ -115,14 +116,14 @@ def test_thin_objects_are_no_targets_in_a_legacy_dataset(write, content, image_f
     for annotation in content["annotations"]:
         annotation["bbox"] = boxes.get(annotation["id"], annotation["bbox"])
     annotations = read_annotations(write(content))
-    legacy = DetectionDataset(annotations, image_folder, keep_empty=False, legacy_offset=True)
+    legacy = LegacyDataset(annotations, image_folder, keep_empty=False)
     assert annotations.image_ids[legacy.image_indices].tolist() == [2, 5, 90]
     assert [array.tolist() for array in legacy.learned_objects()] == [[1, 0, 2, 1], [0, 1, 2, 2]]
     assert legacy.read(2, View((60, 160), flip=False))[1].labels.tolist() == [1]
     ours = DetectionDataset(annotations, image_folder, keep_empty=False)
     assert annotations.image_ids[ours.image_indices].tolist() == [2, 5, 11, 90]
     assert ours.read(3, View((60, 160), flip=False))[1].labels.tolist() == [2, 1]
-    everything = DetectionDataset(annotations, image_folder, legacy_offset=True)
+    everything = LegacyDataset(annotations, image_folder)
     assert len(everything) == 5
     assert len(everything.read(3, View((40, 60), flip=False))[1].labels) == 0
 

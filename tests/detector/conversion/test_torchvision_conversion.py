@@ -15,7 +15,7 @@ from longshot.detector.conversion.torchvision import convert_torchvision_retinan
 from longshot.detector.model.anchors import AnchorGenerator
 from longshot.detector.model.backbone import resnet
 from longshot.detector.model.head import DenseHead, HeadOutputs
-from longshot.detector.model.postprocess import Detections, Postprocess, rescale
+from longshot.detector.model.postprocess import Detections, Postprocess
 from longshot.detector.model.retinanet import FPN, RetinaNet
 
 PORTRAIT, LANDSCAPE = (150, 100), (90, 170)
@@ -140,7 +140,7 @@ def test_outputs_and_detections_are_those_of_torchvision(pair, sizes):
     found = POSTPROCESS(ours(batch.tensors), ours.anchors(tuple(batch.tensors.shape[-2:])), batch.image_sizes)
     expected = theirs(images(*sizes))
     for detections, theirs_found, resized, size in zip(found, expected, batch.image_sizes, sizes, strict=True):
-        ours_found = by_label(*rescale(detections, resized, size))
+        ours_found = by_label(*POSTPROCESS.rescale(detections, resized, size))
         theirs_found = by_label(theirs_found["boxes"], theirs_found["scores"], theirs_found["labels"])
         assert len(theirs_found.scores) > 50
         assert theirs_found.labels.unique().numel() > 5

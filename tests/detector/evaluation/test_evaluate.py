@@ -8,6 +8,7 @@ from longshot.detector.build import build_evaluation
 from longshot.detector.build_data import build_val
 from longshot.detector.evaluation.ground_truth import COCO, LVIS
 from longshot.detector.inference import load_model, predict
+from longshot.detector.model.legacy import LegacyPostprocess
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,8 @@ def test_the_result_is_that_of_the_run(evaluation_of, model, learned):
 def test_detections_are_those_of_predict_in_pixels_of_the_original_images(evaluation_of, model, shapes, legacy):
     # The image of 72 x 80 pixels is evaluated at 64 x 71. One image a batch: padding leaks into a network with GroupNorm.
     evaluation = evaluation_of(batch_size=1)
-    evaluation = replace(evaluation, postprocess=replace(evaluation.postprocess, legacy_offset=legacy))
+    if legacy:
+        evaluation = replace(evaluation, postprocess=LegacyPostprocess(**vars(evaluation.postprocess)))
     model = replace(model, postprocess=evaluation.postprocess)
     by_image = columns_by_image(evaluation, model.network)
     images = sorted(json.loads(shapes.val.read_text())["images"], key=lambda image: image["id"])

@@ -5,6 +5,7 @@ import torch
 from torchvision.models.detection._utils import BoxCoder
 
 from longshot.detector.model.boxes import clip, decode, encode
+from longshot.detector.model.legacy import clip_to_pixels
 
 
 def random_boxes(n: int, seed: int) -> torch.Tensor:
@@ -65,4 +66,4 @@ def test_clip_uses_height_for_y_and_width_for_x():
 def test_clip_to_pixels_leaves_a_box_beyond_the_image_a_pixel_of_it():
     boxes = torch.tensor([[-9.0, -6.0, -5.0, 600.0], [10.0, 20.0, 30.0, 40.0], [210.0, 120.0, 230.0, 130.0]])
     expected = torch.tensor([[0.0, 0.0, 1.0, 100.0], [10.0, 20.0, 30.0, 40.0], [199.0, 99.0, 200.0, 100.0]])
-    assert torch.equal(clip(boxes, (100, 200), legacy_offset=True), expected)
+    assert torch.equal(clip_to_pixels(boxes, (100, 200)), expected)

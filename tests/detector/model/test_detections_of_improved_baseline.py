@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from longshot.detector.model.head import HeadOutputs, flatten_level
+from longshot.detector.model.legacy import LegacyPostprocess
 from longshot.detector.model.postprocess import Postprocess
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "e2e_improved_baseline_focal.npz"
@@ -23,12 +24,12 @@ def official():
         return {key: torch.from_numpy(arrays[key]) for key in arrays}
 
 
-def detections(official, **options):
-    """Image, box, score and label of all detections, (D, 7), with options of Postprocess in place of the official ones."""
+def detections(official, kind=LegacyPostprocess):
+    """Image, box, score and label of all detections, (D, 7), with the official options."""
     candidates, per_image, nms_threshold = official["post_cfg"].tolist()
     official_options = {
         "score_threshold": 0.0, "candidates_per_level": int(candidates), "limit_to_anchors": True,
-        "nms_threshold": nms_threshold, "detections_per_image": int(per_image), "legacy_offset": True,
+        "nms_threshold": nms_threshold, "detections_per_image": int(per_image),
     }  # fmt: skip
     maps = {name: [official[f"raw_{name}_l{level}"] for level in range(5)] for name in ("cls", "loc", "iou")}
     outputs = HeadOutputs(
@@ -38,7 +39,7 @@ def detections(official, **options):
     )
     anchors = [official[f"anchors_l{level}"] + TO_EDGES for level in range(5)]
     sizes = [tuple(official[f"image_hw_{i}"].tolist()) for i in range(2)]
-    found = Postprocess(**(official_options | options))(outputs, anchors, sizes)
+    found = kind(**official_options)(outputs, anchors, sizes)
     return torch.cat([
         torch.column_stack((torch.full_like(of_image.scores, i), *of_image)) for i, of_image in enumerate(found)
     ])  # fmt: skip
@@ -56,5 +57,5 @@ def test_detections_are_those_of_the_official_code(official):
 
 
 def test_boxes_clipped_to_edges_are_not_the_official_ones(official):
-    found, theirs = detections(official, legacy_offset=False), expected(official)
+    found, theirs = detections(official, kind=Postprocess), expected(official)
     assert (found[:, 1:6] - theirs[:, 1:6]).abs().max() == 1

@@ -3,7 +3,7 @@ import torch
 
 from longshot.detector.model.boxes import encode
 from longshot.detector.model.head import HeadOutputs
-from longshot.detector.model.postprocess import Detections, Postprocess, rescale
+from longshot.detector.model.postprocess import Detections, Postprocess
 
 SIZE = (100, 200)
 
@@ -148,6 +148,6 @@ def test_all_lvis_classes_at_threshold_0_give_300_detections():
 
 def test_rescale_uses_each_axis_of_the_actual_sizes():
     found = Detections(torch.tensor([[10.0, 20.0, 30.0, 40.0]]), torch.tensor([0.5]), torch.tensor([3]))
-    scaled = rescale(found, (100, 200), (50, 800))
+    scaled = Postprocess().rescale(found, (100, 200), (50, 800))
     assert scaled.boxes.tolist() == [[40, 10, 120, 20]]
     assert scaled.labels is found.labels

@@ -6,17 +6,18 @@ from torchvision.ops import box_iou
 
 from longshot.detector.model.boxes import DistanceCoding, encode
 from longshot.detector.model.head import HeadOutputs
-from longshot.detector.model.postprocess import Detections, Postprocess, rescale
+from longshot.detector.model.legacy import LegacyPostprocess
+from longshot.detector.model.postprocess import Detections, Postprocess
 
 SIZE = (100, 200)
 EVERYTHING = {"score_threshold": 0.0, "nms_threshold": 1.0, "detections_per_image": 100_000}
 
 
-def found_in(logits, boxes, quality=None, *, image_size=SIZE, **options) -> Detections:
+def found_in(logits, boxes, quality=None, *, kind=Postprocess, image_size=SIZE, **options) -> Detections:
     """Of one image and one level: logits (R, K), boxes (R, 4) that are decoded exactly, quality (R,)."""
     quality = None if quality is None else [torch.as_tensor(quality)[None]]
     outputs = HeadOutputs([torch.as_tensor(logits)[None]], [torch.zeros(1, len(boxes), 4)], quality)
-    return Postprocess(**options)(outputs, [torch.as_tensor(boxes)], [image_size])[0]
+    return kind(**options)(outputs, [torch.as_tensor(boxes)], [image_size])[0]
 
 
 def apart(count: int) -> torch.Tensor:
@@ -138,14 +139,14 @@ def test_a_detection_may_come_after_thousands_of_suppressed_candidates():
 def test_legacy_boxes_are_clipped_to_the_pixels_of_the_image():
     # Inclusive corners [-8, -9, -3, -2] and [250, 120, 260, 130] become pixels [0, 0, 0, 0] and [199, 99, 199, 99].
     boxes = torch.tensor([[-8.0, -9.0, -2.0, -1.0], [250.0, 120.0, 261.0, 131.0], [150.0, 50.0, 220.0, 150.0]])
-    found = found_in(torch.tensor([[3.0], [2.0], [1.0]]), boxes, legacy_offset=True)
+    found = found_in(torch.tensor([[3.0], [2.0], [1.0]]), boxes, kind=LegacyPostprocess)
     assert found.boxes.tolist() == [[0, 0, 1, 1], [199, 99, 200, 100], [150, 50, 200, 100]]
 
 
-@pytest.mark.parametrize(("legacy", "left"), [(True, [1, 2]), (False, [400, 1])])
-def test_empty_legacy_boxes_take_no_candidates_place(legacy, left):
+@pytest.mark.parametrize(("kind", "left"), [(LegacyPostprocess, [1, 2]), (Postprocess, [400, 1])])
+def test_empty_legacy_boxes_take_no_candidates_place(kind, left):
     boxes = torch.tensor([[50.0, 0.0, 50.0, 9.0], [1 / 8, 0.0, 9.0, 9.0], [2 / 8, 20.0, 9.0, 29.0]])
-    found = found_in(torch.tensor([[3.0], [2.0], [1.0]]), boxes, legacy_offset=legacy, candidates_per_level=len(left))
+    found = found_in(torch.tensor([[3.0], [2.0], [1.0]]), boxes, kind=kind, candidates_per_level=len(left))
     assert anchors_of(found).tolist() == left
 
 
@@ -153,7 +154,7 @@ def test_empty_legacy_boxes_do_not_count_as_anchors():
     nothing = torch.full((4, 4), 9.0)
     boxes = torch.cat((nothing[:2], apart(2)))
     logits = torch.tensor([[5.0, 5.0], [5.0, 5.0], [3.0, 2.0], [1.0, 0.0]])
-    options = {"legacy_offset": True, "limit_to_anchors": True, **EVERYTHING}
+    options = {"kind": LegacyPostprocess, "limit_to_anchors": True, **EVERYTHING}
     torch.testing.assert_close(found_in(logits, boxes, **options).scores, torch.tensor([3.0, 2.0]).sigmoid())
     assert len(found_in(logits, nothing, **options).scores) == 0
 
@@ -161,7 +162,7 @@ def test_empty_legacy_boxes_do_not_count_as_anchors():
 def test_rescaled_legacy_boxes_keep_their_first_and_last_pixel():
     # Inclusive [10, 20, 29, 39] times (4, 1/2) is [40, 10, 116, 19.5].
     found = Detections(torch.tensor([[10.0, 20.0, 30.0, 40.0]]), torch.tensor([0.5]), torch.tensor([3]))
-    scaled = rescale(found, (100, 200), (50, 800), legacy_offset=True)
+    scaled = LegacyPostprocess().rescale(found, (100, 200), (50, 800))
     assert scaled.boxes.tolist() == [[40, 10, 117, 20.5]]
 
 
@@ -170,7 +171,7 @@ def test_legacy_offset_changes_neither_decoding_nor_suppression():
     corners = torch.rand(60, 2) * 40 + 20
     anchors, boxes = torch.tensor([[50.0, 40.0, 70.0, 60.0]]).repeat(60, 1), torch.cat((corners, corners + 25), dim=1)
     outputs = HeadOutputs([torch.randn(1, 60, 2)], [encode(boxes, anchors)[None]])
-    ours, legacy = (Postprocess(legacy_offset=legacy)(outputs, [anchors], [SIZE])[0] for legacy in (False, True))
+    ours, legacy = (kind()(outputs, [anchors], [SIZE])[0] for kind in (Postprocess, LegacyPostprocess))
     assert 5 < len(ours.scores) < 110
     for a, b in zip(ours, legacy, strict=True):
         assert torch.equal(a, b)
