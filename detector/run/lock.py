@@ -35,7 +35,7 @@ class RunLock:
             folder / NAME, lease_duration=lease, heartbeat_interval=lease / 8, on_compromise=lambda _: on_loss(),
             thread_local=False,
         )  # fmt: skip
-        self._marker: tuple[int, int] | None = None  # device and inode of the file that is ours
+        self._marker: str | None = None  # of the file that is ours, see `_read_marker`
         self._made: list[Path] = []
 
     def __enter__(self) -> "RunLock":
@@ -61,12 +61,11 @@ class RunLock:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self._is_free(timeout=0):
                 self._outlive(goes_on)
-            status = os.stat(self._lease.lock_file)
+            self._marker = self._read_marker()
         except OSError as error:
             if isinstance(error, Timeout):
                 raise
             raise ConfigError(f"{self.folder}: {error.strerror}; the run folder must be writable") from error
-        self._marker = status.st_dev, status.st_ino
 
     def check(self) -> None:
         """Raise ConfigError if another process has taken the folder over. Asks the file system, not the heartbeat."""
@@ -80,12 +79,15 @@ class RunLock:
         if self._marker is None:
             return True
         try:
-            status = os.stat(self._lease.lock_file)
+            return self._read_marker() == self._marker
         except FileNotFoundError:
             return False
         except OSError:  # a file system that is away for a while
             return True
-        return (status.st_dev, status.st_ino) == self._marker
+
+    def _read_marker(self) -> str:
+        """The content of the file, with a token that no other claim has; inodes of removed files are used again."""
+        return Path(self._lease.lock_file).read_text(encoding="utf-8")
 
     def _is_free(self, *, timeout: float) -> bool:
         try:

@@ -24,7 +24,7 @@ def test_made_up_file_has_the_size_of_lvis_and_is_streamed(tmp_path):
 @pytest.mark.skipif(not memory.is_measurable(), reason="needs Linux's /proc")
 def test_what_workers_share_counts_once_and_what_they_copy_for_each():
     def read(_):
-        return np.ones(40 * memory.MB, np.uint8)
+        return np.ones(200 * memory.MB, np.uint8)  # far more than what else comes and goes in a process of tests
 
     def copy(array):
         copies.append(array.copy())
@@ -32,8 +32,8 @@ def test_what_workers_share_counts_once_and_what_they_copy_for_each():
     copies = []
     shared = _added_memory(Reader("", read, np.sum), None, 2) / memory.MB
     copied = _added_memory(Reader("", read, copy), None, 2) / memory.MB
-    assert shared == pytest.approx(40, abs=15)
-    assert copied == pytest.approx(120, abs=15)
+    assert shared == pytest.approx(200, abs=50)
+    assert copied == pytest.approx(600, abs=50)
 
 
 def test_table_and_targets_tell_what_was_measured():
